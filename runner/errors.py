@@ -1,0 +1,137 @@
+"""Every error vecrun raises on purpose: what happened, why, and the way out, each with its exit code.
+
+Adapters translate their client's errors into `Transient` or `Permanent` at their edge; nothing above them
+looks at a vendor's exception. Secrets that were resolved are registered here and removed from every text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_SECRETS: set[str] = set()
+
+
+def register_secret(value: str) -> None:
+    """Remember a resolved secret so that `redact` removes it from anything that is shown or stored.
+
+    Values under four characters are not registered: removing them would garble ordinary words.
+    """
+    if len(value) >= 4:
+        _SECRETS.add(value)
+
+
+def redact(text: str) -> str:
+    """`text` with every registered secret replaced by `***`."""
+    for secret in sorted(_SECRETS, key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return text
+
+
+class VecrunError(Exception):
+    """Root of all expected errors. `summary` is a fixed sentence, `detail` names the place, `hint` the remedy."""
+
+    exit_code = 1
+
+    def __init__(self, summary: str, detail: str = "", hint: str = "") -> None:
+        self.summary, self.detail, self.hint = redact(summary), redact(detail), redact(hint)
+        super().__init__(" ".join(part for part in (self.summary, self.detail) if part))
+
+    def as_dict(self) -> dict[str, object]:
+        """The three parts for `--json`."""
+        return {"error": type(self).__name__, "summary": self.summary, "detail": self.detail, "hint": self.hint}
+
+
+@dataclass(frozen=True)
+class Diagnostic:
+    """One problem of a file. `line` is 1-based (0: no line is known); `field` is a dotted path."""
+
+    file: str
+    line: int
+    field: str
+    message: str
+    hint: str = ""
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}" if self.line else self.file
+        field = f" {self.field}:" if self.field else ""
+        hint = f" ({self.hint})" if self.hint else ""
+        return redact(f"{place}:{field} {self.message}{hint}")
+
+
+class InvalidFile(VecrunError):
+    """A spec or workspace file has problems; all of them are in `diagnostics`."""
+
+    exit_code = 14
+
+    def __init__(self, diagnostics: Sequence[Diagnostic]) -> None:
+        self.diagnostics = list(diagnostics)
+        count = len(self.diagnostics)
+        super().__init__(
+            f"{count} problem{'s' if count != 1 else ''} found", "\n".join(str(item) for item in self.diagnostics)
+        )
+
+    def as_dict(self) -> dict[str, object]:
+        return super().as_dict() | {"diagnostics": [vars(item) | {} for item in self.diagnostics]}
+
+
+class NotFound(VecrunError):
+    """A job, run, plan or collection that was named does not exist."""
+
+    exit_code = 10
+
+
+class LockHeld(VecrunError):
+    """Somebody else works on the same job or collection; nothing was written."""
+
+    exit_code = 11
+
+
+class LeaseLost(VecrunError):
+    """This process no longer holds its lease (fencing token is old); it must stop writing at once."""
+
+    exit_code = 11
+
+
+class PlanRefused(VecrunError):
+    """A plan file was altered, is stale, or was applied before."""
+
+    exit_code = 12
+
+
+class VerificationFailed(VecrunError):
+    """Source and target differ."""
+
+    exit_code = 13
+
+
+class ItemsFailed(VecrunError):
+    """The run came to its end, but some partitions or items failed."""
+
+    exit_code = 3
+
+
+class Interrupted(VecrunError):
+    """Stopped on request (Ctrl-C, pause); the checkpoints are written and the run can go on."""
+
+    exit_code = 130
+
+
+class StoreError(VecrunError):
+    """A store answered with an error."""
+
+
+class Transient(StoreError):
+    """May work when tried again: time-out, connection lost, too many requests."""
+
+
+class TooLarge(Transient):
+    """The request was too large or came too fast; smaller batches may pass."""
+
+
+class Permanent(StoreError):
+    """Trying again cannot help: wrong credentials, missing rights, a value the store refuses."""
+
+
+class Lossy(Permanent):
+    """A point would lose something on its way, and the spec does not accept that."""

@@ -1,0 +1,219 @@
+"""The workspace file `vecrun.yaml`: connections, environments, where state lives, limits; and how secrets are resolved.
+
+A workspace is the folder that holds it. Values that start with ./ or ../ are taken from there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from runner.errors import Diagnostic, InvalidFile, NotFound, register_secret
+from runner.spec import (
+    API_VERSION,
+    REFERENCE,
+    Document,
+    SpecModel,
+    check_model,
+    digest,
+    literal_secrets,
+    parse,
+    suggest,
+)
+
+FILE_NAME = "vecrun.yaml"
+
+
+def parse_duration(text: str) -> str:
+    """Check a duration such as 30d, 12h, 15m or 90s."""
+    duration_seconds(text)
+    return text
+
+
+def duration_seconds(text: str) -> int:
+    """Seconds of 30d, 12h, 15m or 90s. ValueError for anything else."""
+    units = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
+    if len(text) < 2 or text[-1] not in units or not text[:-1].isdigit():
+        raise ValueError(f"{text!r} is no duration; write 30d, 12h, 15m or 90s")
+    return int(text[:-1]) * units[text[-1]]
+
+
+Duration = Annotated[str, AfterValidator(parse_duration), Field(examples=["30d", "12h"])]
+
+
+class Environment(SpecModel):
+    """Values that change between dev, staging and prod."""
+
+    variables: dict[str, Any] = Field({}, description="Variables for the templates of job files.")
+    connections: dict[str, dict[str, Any]] = Field({}, description="Connections replaced or added in this environment.")
+
+
+class StateSettings(SpecModel):
+    """Where the embedded default keeps its records."""
+
+    directory: str = Field("./state", description="State files, one JSON a job, and serving.json.")
+    ledger: str = Field("", description="SQLAlchemy URL of the ledger; empty: SQLite in the state directory.")
+    retention: Duration = Field("30d", description="How long a run can be rolled back.")
+
+
+class Limits(SpecModel):
+    """How much of this machine and of the stores a run may use."""
+
+    workers: int = Field(2, ge=1, le=64, description="Partitions worked on at once.")
+    batches_in_flight: int = Field(2, ge=1, le=64, description="Batches read ahead of the writer, per partition.")
+    retries: int = Field(5, ge=0, le=100, description="Tries of a batch after a transient error.")
+    retry_delay: float = Field(
+        0.5, gt=0, le=60, description="Seconds before the first retry; doubles each time, at most 30 s."
+    )
+    lease_seconds: int = Field(
+        60, ge=5, le=3600, description="A run whose process is silent for so long has lost its lock."
+    )
+
+
+class Workspace(SpecModel):
+    """vecrun.yaml."""
+
+    api_version: Literal["vecrun/v1"] = Field(API_VERSION, alias="apiVersion")
+    kind: Literal["Workspace"] = "Workspace"
+    connections: dict[str, dict[str, Any]] = Field({}, description="name -> connection; `type` chooses the store.")
+    environments: dict[str, Environment] = {}
+    state: StateSettings = StateSettings()  # type: ignore[call-arg]
+    limits: Limits = Limits()  # type: ignore[call-arg]
+
+    @model_validator(mode="after")
+    def _typed(self) -> Workspace:
+        for name, connection in self.connections.items():
+            if "type" not in connection:
+                raise ValueError(f"connection {name} has no type")
+        return self
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A loaded workspace in one environment. Connections still hold references, never secrets."""
+
+    root: Path
+    workspace: Workspace
+    document: Document
+    environment: str = ""
+
+    @property
+    def state_directory(self) -> Path:
+        return (self.root / self.workspace.state.directory).resolve()
+
+    @property
+    def ledger_url(self) -> str:
+        return self.workspace.state.ledger or f"sqlite:///{self.state_directory / 'ledger.db'}"
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """Variables of the chosen environment, and its name as `environment`."""
+        chosen = self.workspace.environments.get(self.environment)
+        return {"environment": self.environment} | (chosen.variables if chosen else {})
+
+    def connection(self, name: str) -> dict[str, Any]:
+        """The raw connection (references unresolved). NotFound names those there are."""
+        chosen = self.workspace.environments.get(self.environment)
+        connections = self.workspace.connections | (chosen.connections if chosen else {})
+        if name not in connections:
+            raise NotFound("No such connection", f"{name!r} in {self.document.file}", suggest(name, connections))
+        return connections[name]
+
+    def connection_digest(self, name: str) -> str:
+        """Names what the connection points at, without resolving its secrets."""
+        return digest(self.connection(name))
+
+    def resolved(self, name: str) -> dict[str, Any]:
+        """The connection with references replaced and ./ paths made absolute. InvalidFile names the missing one."""
+        at: tuple[str, ...] = ("connections", name)
+        if name in getattr(self.workspace.environments.get(self.environment), "connections", {}):
+            at = ("environments", self.environment, *at)
+        return resolve(self.connection(name), self.document, at, self.root)
+
+
+def resolve(data: Mapping[str, Any], document: Document, at: tuple[str | int, ...], root: Path) -> dict[str, Any]:
+    """Replace ${env:NAME} and ${file:/path}, registering each value as a secret; collect all that are missing."""
+    problems: list[Diagnostic] = []
+
+    def value_of(source: str, name: str, path: tuple[str | int, ...]) -> str:
+        if source == "env":
+            value = os.environ.get(name)
+            if value is None:
+                problems.append(
+                    document.diagnostic(path, f"environment variable {name} is not set", f"export {name}=…")
+                )
+        else:
+            try:
+                value = (root / name).read_text(encoding="utf-8").rstrip("\r\n")
+            except OSError as exc:
+                value = None
+                problems.append(document.diagnostic(path, f"file {name} cannot be read: {exc.strerror}"))
+        register_secret(value or "")
+        return value or ""
+
+    def walk(item: Any, path: tuple[str | int, ...]) -> Any:
+        if isinstance(item, str):
+            if item.startswith(("./", "../")):
+                item = str((root / item).resolve())
+            return REFERENCE.sub(lambda found: value_of(found[1], found[2], path), item)
+        if isinstance(item, Mapping):
+            return {key: walk(value, (*path, key)) for key, value in item.items()}
+        if isinstance(item, list):
+            return [walk(value, (*path, number)) for number, value in enumerate(item)]
+        return item
+
+    result: dict[str, Any] = walk(data, at)
+    if problems:
+        raise InvalidFile(problems)
+    return result
+
+
+def find_root(start: Path) -> Path:
+    """The nearest folder at or above `start` with a vecrun.yaml. NotFound says how to make one."""
+    for folder in (start, *start.parents):
+        if (folder / FILE_NAME).is_file():
+            return folder
+    raise NotFound("No workspace here", f"no {FILE_NAME} in {start} or above", "vecrun init")
+
+
+def load(root: Path, environment: str = "", check_connection: Callable[[str], Any] | None = None) -> Settings:
+    """Read and check vecrun.yaml; `check_connection(type)` gives the model of a connection type."""
+    path = root / FILE_NAME
+    file = os.path.relpath(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise InvalidFile([Diagnostic(file, 0, "", f"cannot be read: {exc}")]) from exc
+    document = parse(text, file)
+    workspace = check_model(Workspace, document.data, document, ())
+    problems = (workspace if isinstance(workspace, list) else []) + literal_secrets(document)
+    if isinstance(workspace, Workspace) and check_connection:
+        places = [(("connections",), workspace.connections)] + [
+            (("environments", name, "connections"), item.connections) for name, item in workspace.environments.items()
+        ]
+        for at, connections in places:
+            for name, raw in connections.items():
+                problems += _check_connection(raw, (*at, name), document, check_connection)
+    if isinstance(workspace, Workspace) and environment and environment not in workspace.environments:
+        raise NotFound(
+            "No such environment", f"{environment!r} in {file}", suggest(environment, workspace.environments)
+        )
+    if problems or isinstance(workspace, list):
+        raise InvalidFile(sorted(problems, key=lambda item: item.line))
+    return Settings(root, workspace, document, environment)
+
+
+def _check_connection(
+    raw: dict[str, Any], at: tuple[str, ...], document: Document, model_of: Callable[[str], Any]
+) -> list[Diagnostic]:
+    try:
+        model = model_of(str(raw.get("type")))
+    except NotFound as exc:
+        return [document.diagnostic((*at, "type"), exc.detail)]
+    checked = check_model(model, raw, document, at)
+    return checked if isinstance(checked, list) else []

@@ -1,0 +1,325 @@
+"""From a YAML file to a checked job: rendering, positions, and every problem of the file at once.
+
+The table of kinds is handed in (`load_job(..., kinds=...)`), so this room knows none of them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import jinja2
+import jinja2.sandbox
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from runner.errors import Diagnostic, InvalidFile
+from runner.points import json_dumps
+
+API_VERSION = "vecrun/v1"
+NAME_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
+#: A secret reference: ${env:NAME} or ${file:/path}.
+REFERENCE = re.compile(r"\$\{(env|file):([^}]*)\}")
+
+T = TypeVar("T", bound=BaseModel)
+Name = Annotated[str, Field(pattern=NAME_PATTERN, description="Letters, digits, dot, dash, underscore; at most 63.")]
+
+
+class SpecModel(BaseModel):
+    """Base of everything a user writes: unknown keys are errors, values are immutable."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class Metadata(SpecModel):
+    """Who the job is."""
+
+    name: Name
+    description: str = ""
+    labels: dict[str, str] = {}
+
+
+@dataclass(frozen=True)
+class Document:
+    """A parsed YAML document: plain data and, for every path, the 1-based line it starts on."""
+
+    file: str
+    data: Any
+    lines: Mapping[tuple[str | int, ...], int] = field(default_factory=dict)
+
+    def line(self, path: Iterable[str | int]) -> int:
+        """Line of the deepest part of `path` that the document has. Parts it does not have are skipped:
+        pydantic adds names of union branches to its paths."""
+        at: tuple[str | int, ...] = ()
+        for part in path:
+            if (*at, part) in self.lines:
+                at = (*at, part)
+        return self.lines.get(at, 1)
+
+    def diagnostic(self, path: Iterable[str | int], message: str, hint: str = "") -> Diagnostic:
+        """A problem at `path`."""
+        parts = [part for part in path if not (isinstance(part, str) and part.startswith("function-"))]
+        return Diagnostic(self.file, self.line(parts), ".".join(str(part) for part in parts), message, hint)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A checked job. `digest` names the rendered, normalised content: comments and key order do not move it."""
+
+    name: str
+    kind: str
+    spec: SpecModel
+    document: Document
+    digest: str
+    description: str = ""
+
+
+def render(text: str, file: str, variables: Mapping[str, Any]) -> str:
+    """Jinja2 in a sandbox; an undefined name is an error with its line."""
+    environment = jinja2.sandbox.SandboxedEnvironment(
+        undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False
+    )
+    try:
+        return environment.from_string(text).render(**variables)
+    except jinja2.TemplateSyntaxError as exc:
+        raise InvalidFile([Diagnostic(file, exc.lineno, "", f"template: {exc.message}")]) from exc
+    except jinja2.UndefinedError as exc:
+        known = ", ".join(sorted(variables)) or "none"
+        hint = f"known variables: {known}; add one with --var NAME=VALUE or under environments in vecrun.yaml"
+        raise InvalidFile([Diagnostic(file, _template_line(exc), "", f"template: {exc.message}", hint)]) from exc
+    except Exception as exc:  # whatever an expression does: division by zero, a wrong type, a sandbox refusal
+        raise InvalidFile([Diagnostic(file, _template_line(exc), "", f"template: {exc}")]) from exc
+
+
+def _template_line(exc: BaseException) -> int:
+    line, trace = 1, exc.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == "<template>":
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return line
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader whose dates stay text: JSON has no date, and a quoted and a bare one must mean the same."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def parse(text: str, file: str) -> Document:
+    """One YAML document with positions. Syntax errors, a second document and doubled keys are InvalidFile."""
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+    except yaml.MarkedYAMLError as exc:
+        mark = exc.problem_mark or exc.context_mark
+        line = mark.line + 1 if mark else 1
+        raise InvalidFile([Diagnostic(file, line, "", f"not YAML: {exc.problem or exc.context}")]) from exc
+    except yaml.YAMLError as exc:
+        raise InvalidFile([Diagnostic(file, 1, "", f"not YAML: {exc}")]) from exc
+    if node is None:
+        raise InvalidFile([Diagnostic(file, 1, "", "the file is empty")])
+    lines: dict[tuple[str | int, ...], int] = {}
+    problems: list[Diagnostic] = []
+
+    def walk(at: tuple[str | int, ...], part: yaml.Node, line: int) -> Any:
+        lines[at] = line
+        if isinstance(part, yaml.MappingNode):
+            result: dict[Any, Any] = {}
+            for key_node, value_node in part.value:
+                key = loader.construct_object(key_node, deep=True)
+                place = key_node.start_mark.line + 1
+                if not isinstance(key, str):
+                    problems.append(
+                        Diagnostic(file, place, ".".join(map(str, at)), f"key {key!r} is not text", "quote it")
+                    )
+                    key = str(key)
+                if key in result:
+                    problems.append(
+                        Diagnostic(file, place, ".".join(map(str, (*at, key))), "this key stands here twice")
+                    )
+                result[key] = walk((*at, key), value_node, place)
+            return result
+        if isinstance(part, yaml.SequenceNode):
+            return [walk((*at, number), item, item.start_mark.line + 1) for number, item in enumerate(part.value)]
+        return loader.construct_object(part, deep=True)
+
+    try:
+        data = walk((), node, 1)
+    except (yaml.YAMLError, ValueError) as exc:
+        raise InvalidFile([Diagnostic(file, 1, "", f"not YAML: {exc}")]) from exc
+    finally:
+        loader.dispose()
+    if problems:
+        raise InvalidFile(problems)
+    return Document(file, data, lines)
+
+
+def check_envelope(document: Document, kinds: Iterable[str]) -> list[Diagnostic]:
+    """Problems of apiVersion, kind and the top-level keys. Kinds are matched exactly."""
+    if not isinstance(document.data, dict):
+        return [document.diagnostic((), "a job is a mapping with apiVersion, kind, metadata and spec")]
+    found = []
+    version = document.data.get("apiVersion")
+    if version != API_VERSION:
+        text = "apiVersion is missing" if version is None else f"apiVersion {version!r} is not known"
+        hint = f"use {API_VERSION}"
+        if isinstance(version, str) and version.startswith("vecrun/"):
+            hint = f"this vecrun reads {API_VERSION}; a newer file needs a newer vecrun"
+        found.append(document.diagnostic(("apiVersion",), text, hint))
+    kind, kinds = document.data.get("kind"), list(kinds)
+    if kind not in kinds:
+        text = "kind is missing" if kind is None else f"kind {kind!r} is not known"
+        found.append(document.diagnostic(("kind",), text, suggest(str(kind), kinds)))
+    return found
+
+
+def check_model(model: type[T], data: Any, document: Document, at: tuple[str | int, ...]) -> T | list[Diagnostic]:
+    """The validated model, or all its problems with places; `at` is where `data` stands in the document."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as exc:
+        schema = model.model_json_schema()
+        return [_diagnose(error, schema, document, at) for error in exc.errors(include_url=False)]
+
+
+def _diagnose(error: Any, schema: dict[str, Any], document: Document, at: tuple[str | int, ...]) -> Diagnostic:
+    loc, message, hint = tuple(error["loc"]), str(error["msg"]), ""
+    shown = [part for part in loc if not _is_branch(part, schema)]
+    match error["type"]:
+        case "extra_forbidden":
+            message, hint = "unknown key", suggest(str(loc[-1]), _keys_at(schema, loc[:-1]))
+        case "missing":
+            message = "this key is missing"
+        case "value_error":
+            message = str(error["ctx"]["error"])
+        case _:
+            value = error.get("input")
+            if isinstance(value, (str, int, float, bool)) or value is None:
+                found = "null" if value is None else repr(value)
+                message = f"{message[0].lower()}{message[1:]}, found {found}"
+            else:
+                message = (
+                    f"{message[0].lower()}{message[1:]}, found a {'mapping' if isinstance(value, dict) else 'list'}"
+                )
+    return document.diagnostic((*at, *shown), message, hint)
+
+
+def _is_branch(part: str | int, schema: dict[str, Any]) -> bool:
+    """Whether a part of a pydantic path names a branch of a union rather than a key of the data."""
+    text = str(part)
+    return (
+        text in schema.get("$defs", {})
+        or text in ("str", "int", "float", "bool")
+        or "[" in text
+        or ("-" in text[:9] and text.startswith(("function", "tagged")))
+    )
+
+
+def _keys_at(schema: dict[str, Any], loc: tuple[str | int, ...]) -> list[str]:
+    """Property names allowed at a path of a JSON Schema."""
+    definitions = schema.get("$defs", {})
+
+    def options(node: dict[str, Any]) -> list[dict[str, Any]]:
+        if "$ref" in node:
+            node = definitions[node["$ref"].rsplit("/", 1)[1]]
+        branches = node.get("anyOf") or node.get("oneOf") or node.get("allOf")
+        return [leaf for branch in branches for leaf in options(branch)] if branches else [node]
+
+    nodes = options(schema)
+    for part in loc:
+        step: list[dict[str, Any]] = []
+        for node in nodes:
+            if isinstance(part, int) and "items" in node:
+                step += options(node["items"])
+            elif part in node.get("properties", {}):
+                step += options(node["properties"][part])
+            elif isinstance(node.get("additionalProperties"), dict):
+                step += options(node["additionalProperties"])
+        nodes = step or nodes
+    return sorted({key for node in nodes for key in node.get("properties", {})})
+
+
+def suggest(found: str, allowed: Iterable[str]) -> str:
+    """'did you mean …' when something is near, and what is allowed in any case."""
+    allowed = list(allowed)
+    near = difflib.get_close_matches(found, allowed, 1, 0.6) or difflib.get_close_matches(
+        found.lower(), [item.lower() for item in allowed], 1, 0.6
+    )
+    meant = next((item for item in allowed if near and item.lower() == near[0].lower()), "")
+    listing = f"allowed: {', '.join(allowed)}" if allowed else ""
+    return "; ".join(part for part in (f"did you mean {meant}?" if meant else "", listing) if part)
+
+
+def load_job(
+    path: Path, kinds: Mapping[str, Callable[[], type[SpecModel]]], variables: Mapping[str, Any], shown_as: str = ""
+) -> Job:
+    """Read, render, parse and check one job file. Raises InvalidFile with every problem found."""
+    file = shown_as or str(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) else "not UTF-8 text"
+        raise InvalidFile([Diagnostic(file, 0, "", f"cannot be read: {reason}")]) from exc
+    document = parse(render(text, file, variables), file)
+    problems = check_envelope(document, kinds)
+    if not isinstance(document.data, dict):
+        raise InvalidFile(problems)
+    allowed = ("apiVersion", "kind", "metadata", "spec")
+    problems += [
+        document.diagnostic((key,), "unknown key", suggest(key, allowed)) for key in document.data if key not in allowed
+    ]
+    metadata = check_model(Metadata, document.data.get("metadata", {}), document, ("metadata",))
+    spec: SpecModel | list[Diagnostic] = []
+    if document.data.get("kind") in kinds:
+        model = kinds[document.data["kind"]]()
+        spec = check_model(model, document.data.get("spec", {}), document, ("spec",))
+    for part in (metadata, spec):
+        problems += part if isinstance(part, list) else []
+    problems += literal_secrets(document)
+    if problems or isinstance(metadata, list) or isinstance(spec, list):
+        raise InvalidFile(sorted(problems, key=lambda item: item.line))
+    content = {
+        "kind": document.data["kind"],
+        "name": metadata.name,
+        "spec": spec.model_dump(mode="json", by_alias=True),
+    }
+    return Job(metadata.name, document.data["kind"], spec, document, digest(content), metadata.description)
+
+
+_SECRET_KEYS = ("api_key", "password", "token", "secret")
+_URL_PASSWORD = re.compile(r"^[a-z][a-z0-9+.-]*://[^/@:]*:([^/@]+)@", re.IGNORECASE)
+
+
+def literal_secrets(document: Document) -> list[Diagnostic]:
+    """Secrets written out in a file, where only references belong."""
+    found = []
+    for path in document.lines:
+        value: Any = document.data
+        for part in path:
+            value = value[part]
+        if not isinstance(value, str) or not value or not path:
+            continue
+        password = _URL_PASSWORD.match(value)
+        literal = path[-1] in _SECRET_KEYS and not REFERENCE.search(value)
+        if literal or (password and not REFERENCE.search(password.group(1))):
+            found.append(
+                document.diagnostic(
+                    path, "a secret is written out here", "use a reference: ${env:NAME} or ${file:/path}"
+                )
+            )
+    return found
+
+
+def digest(value: Any) -> str:
+    """sha256 of canonical JSON, as 'sha256:…'."""
+    return "sha256:" + hashlib.sha256(json_dumps(value)).hexdigest()
