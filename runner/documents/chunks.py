@@ -1,0 +1,143 @@
+"""Rewriting point ids in the user's chunks table, and putting the old ones back.
+
+Everything happens in one transaction of the user's database: the new values, and an undo table that holds the old
+ones. That the undo table exists is the mark that the rewrite was committed, so repeating it after a crash is harmless.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from runner.documents import Database
+from runner.errors import NotFound, Permanent
+from runner.plan import ChunkTable
+from runner.points import IdKind, PointId
+from runner.spec import suggest
+
+
+@dataclass(frozen=True)
+class Restored:
+    """Rows put back, and rows that somebody changed since the rewrite and that were left alone."""
+
+    rows: int
+    changed_since: int
+
+
+def inspect(database: Database, chunks: ChunkTable) -> int:
+    """Number of rows of the chunks table. NotFound when a table or column is missing."""
+    table = database.table(chunks.table)
+    for name in (chunks.id_column, chunks.vector_id_column, chunks.collection_column):
+        if name is not None:
+            _column(table, name)
+    with database.transaction() as connection:
+        return int(connection.execute(sa.select(sa.func.count()).select_from(table)).scalar_one())
+
+
+def holds(database: Database, chunks: ChunkTable, kind: IdKind) -> str:
+    """Empty if the vector id column can hold ids of this kind, else why not."""
+    column = _column(database.table(chunks.table), chunks.vector_id_column)
+    if isinstance(column.type, sa.Integer) and kind is not IdKind.INT:
+        return f"{chunks.table}.{chunks.vector_id_column} is {column.type}; the new ids are {kind}. Widen the column to text first"
+    if isinstance(column.type, sa.Uuid) and kind is not IdKind.UUID:
+        return f"{chunks.table}.{chunks.vector_id_column} is {column.type}; the new ids are {kind}. Change the column to text first"
+    return ""
+
+
+def rewrite(
+    database: Database,
+    chunks: ChunkTable,
+    undo_table: str,
+    mappings: Iterable[tuple[str, Iterable[list[tuple[PointId, PointId]]]]],
+) -> int:
+    """Replace old ids by new ones; `mappings` is (source collection, pages of pairs). Returns the rows changed."""
+    table = database.table(chunks.table)
+    key, vector_id = _column(table, chunks.id_column), _column(table, chunks.vector_id_column)
+    undo = _undo_table(undo_table, table, key, vector_id)
+    pairs = sa.Table(
+        f"{undo_table}_map", sa.MetaData(),
+        sa.Column("old_id", _plain(vector_id), primary_key=True), sa.Column("new_id", _plain(vector_id)),
+        schema=table.schema,
+    )  # fmt: skip
+    convert = _converter(vector_id)
+    with database.transaction() as connection:
+        if sa.inspect(connection).has_table(undo_table, schema=table.schema):
+            return int(connection.execute(sa.select(sa.func.count()).select_from(undo)).scalar_one())
+        undo.create(connection)
+        for collection, pages in mappings:
+            pairs.create(connection)
+            for page in pages:
+                rows = [{"old_id": convert(old), "new_id": convert(new)} for old, new in page]
+                connection.execute(pairs.insert(), [row for row in rows if row["old_id"] is not None])
+            chosen = sa.select(key, vector_id, pairs.c.new_id).join_from(table, pairs, vector_id == pairs.c.old_id)
+            if chunks.collection_column is not None:
+                chosen = chosen.where(_column(table, chunks.collection_column) == collection)
+            connection.execute(undo.insert().from_select(["row_id", "old_id", "new_id"], chosen))
+            pairs.drop(connection)
+        # one statement at the end: a new id of one row may be the old id of another
+        result = connection.execute(
+            table.update()
+            .values({vector_id.name: undo.c.new_id})
+            .where(key == undo.c.row_id, vector_id == undo.c.old_id)
+        )
+        return int(result.rowcount)
+
+
+def restore(database: Database, chunks: ChunkTable, undo_table: str) -> Restored:
+    """Put the old ids back and remove the undo table. Nothing happens when it is not there: done before."""
+    table = database.table(chunks.table)
+    key, vector_id = _column(table, chunks.id_column), _column(table, chunks.vector_id_column)
+    undo = _undo_table(undo_table, table, key, vector_id)
+    with database.transaction() as connection:
+        if not sa.inspect(connection).has_table(undo_table, schema=table.schema):
+            return Restored(0, 0)
+        total = int(connection.execute(sa.select(sa.func.count()).select_from(undo)).scalar_one())
+        result = connection.execute(
+            table.update()
+            .values({vector_id.name: undo.c.old_id})
+            .where(key == undo.c.row_id, vector_id == undo.c.new_id)
+        )
+        undo.drop(connection)
+        return Restored(int(result.rowcount), total - int(result.rowcount))
+
+
+def _column(table: sa.Table, name: str) -> sa.Column[Any]:
+    if name not in table.c:
+        raise NotFound("No such column", f"{table.fullname}.{name}", suggest(name, [column.name for column in table.c]))
+    return table.c[name]
+
+
+def _undo_table(name: str, table: sa.Table, key: sa.Column[Any], vector_id: sa.Column[Any]) -> sa.Table:
+    return sa.Table(
+        name, sa.MetaData(),
+        sa.Column("row_id", _plain(key), primary_key=True, autoincrement=False),
+        sa.Column("old_id", _plain(vector_id)), sa.Column("new_id", _plain(vector_id)),
+        schema=table.schema,
+    )  # fmt: skip
+
+
+def _plain(column: sa.Column[Any]) -> Any:
+    """The column's type without what belongs to its own table (collations stay, autoincrement does not)."""
+    return column.type
+
+
+def _converter(column: sa.Column[Any]) -> Callable[[PointId], Any]:
+    """From an id to what the column holds; None for an old id the column can never hold."""
+
+    def convert(point_id: PointId) -> Any:
+        try:
+            if isinstance(column.type, sa.Integer):
+                return int(point_id)
+            if isinstance(column.type, sa.Uuid):
+                return uuid.UUID(str(point_id)) if column.type.as_uuid else str(point_id)
+        except ValueError:
+            return None
+        if not isinstance(column.type, (sa.String, sa.types.NullType)):
+            raise Permanent("A chunks table cannot hold ids", f"{column.table.name}.{column.name} is {column.type}")
+        return str(point_id)
+
+    return convert
