@@ -1,0 +1,166 @@
+"""Carries out the steps of a plan. Moving points is cut into partitions (`flow`); everything else is done at once.
+
+Every step may be repeated after a crash: it either did its work already, or does it again harmlessly.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from runner import crash
+from runner.documents import chunks as chunk_tables
+from runner.errors import Permanent, VerificationFailed
+from runner.executor import copy, verify
+from runner.ledger import Lease, Ledger
+from runner.plan import (
+    ClearCollection,
+    CopyPoints,
+    CreateCollection,
+    DropCollection,
+    FinishCollection,
+    Place,
+    Plan,
+    RestoreIds,
+    RewriteIds,
+    SetServing,
+    SwitchAlias,
+    VerifyPoints,
+)
+from runner.points import KeyRange
+from runner.settings import Limits
+from runner.spec import digest
+from runner.state import StateDirectory
+from runner.world import World
+
+#: Seconds of work after which a partition checkpoints and puts itself back in the queue.
+SLICE_SECONDS = 30.0
+
+
+@dataclass
+class Run:
+    """Everything the steps of one run need. `stop` is set to make all workers finish their batch and return."""
+
+    run: str
+    plan: Plan
+    ledger: Ledger
+    lease: Lease
+    world: World
+    states: StateDirectory
+    limits: Limits
+    stop: threading.Event = field(default_factory=threading.Event)
+    say: Callable[[str], None] = lambda _message: None
+
+    @property
+    def dry(self) -> bool:
+        """Whether writes are discarded."""
+        return self.world.mode == "dry"
+
+
+def is_partitioned(step: Any) -> bool:
+    """Whether a step is worked on in partitions."""
+    return isinstance(step, CopyPoints | VerifyPoints)
+
+
+def cut(run: Run, number: int) -> None:
+    """Store the partition table of a step, once, before its first write."""
+    step = run.plan.steps[number]
+    assert isinstance(step, CopyPoints | VerifyPoints)
+    source = run.world.store(step.source.connection)
+    ranges = (
+        copy.ranges(step, source, run.limits)
+        if isinstance(step, CopyPoints)
+        else verify.ranges(step, source, run.limits)
+    )
+    run.ledger.cut(run.lease, number, ranges, fingerprint(ranges))
+    crash.point(step.type, "cut")
+
+
+def fingerprint(ranges: list[KeyRange]) -> str:
+    """Names a partition table: cursors of one are never used with another."""
+    return digest([list(keys) for keys in ranges])
+
+
+def work(run: Run, number: int, part: int) -> bool:
+    """Work on one partition for at most SLICE_SECONDS. True when it is done or set aside, False to be called again."""
+    step = run.plan.steps[number]
+    if isinstance(step, CopyPoints):
+        return copy.work(run, number, step, part, SLICE_SECONDS)
+    assert isinstance(step, VerifyPoints)
+    return verify.work(run, number, step, part, SLICE_SECONDS)
+
+
+def finish(run: Run, number: int) -> dict[str, Any]:
+    """After all partitions of a step: totals, and whether they are right."""
+    step = run.plan.steps[number]
+    parts = run.ledger.partitions_of(run.run, number)
+    result = {"read": sum(part.read for part in parts), "done": sum(part.done for part in parts)}
+    if isinstance(step, VerifyPoints):
+        result |= verify.conclude(run, number, step, result["read"], result["done"])
+        if result["differences"]:
+            raise VerificationFailed(
+                "Source and target differ",
+                "\n".join(result["differences"]),
+                "Nothing was switched. Look at it with vecrun logs, copy again after a rollback: vecrun rollback "
+                + run.plan.job,
+            )
+    return result
+
+
+def do(run: Run, number: int) -> dict[str, Any]:
+    """Carry out a step that is not partitioned."""
+    step = run.plan.steps[number]
+    match step:
+        case CreateCollection():
+            store = run.world.store(step.target.connection)
+            existing = None if run.dry else store.inspect(step.target.collection)
+            if existing is None:
+                store.create(step.schema_)
+            elif store.count(step.target.collection):
+                raise Permanent(
+                    "The target was filled by somebody else",
+                    f"{step.target} did not exist when the plan was made, and holds points now",
+                    f"Look at it, then: vecrun rollback {run.plan.job}",
+                )
+            return {}
+        case FinishCollection():
+            run.world.store(step.target.connection).finish(step.schema_)
+            return {}
+        case DropCollection():
+            run.world.store(step.target.connection).drop(step.target.collection)
+            return {}
+        case ClearCollection():
+            return {"deleted": copy.clear(run, step)}
+        case SwitchAlias():
+            run.world.store(step.connection).set_alias(step.alias, step.after)
+            return {}
+        case SetServing():
+            return _set_serving(run, step.name, step.after)
+        case RewriteIds():
+            if run.dry:
+                return {"rows": 0}
+            pages = [(name, run.ledger.mapping(run.run, name)) for name, _ in step.collections]
+            database = run.world.database(step.chunks.connection)
+            return {"rows": chunk_tables.rewrite(database, step.chunks, step.undo_table, pages)}
+        case RestoreIds():
+            if run.dry:
+                return {"rows": 0}
+            done = chunk_tables.restore(run.world.database(step.chunks.connection), step.chunks, step.undo_table)
+            if done.changed_since:
+                run.say(f"{done.changed_since:,} rows of {step.chunks.table} were changed since and were left alone")
+            return {"rows": done.rows, "changed_since": done.changed_since}
+        case _:
+            raise AssertionError(f"no handler for {step.type}")
+
+
+def _set_serving(run: Run, name: str, after: Place | None) -> dict[str, Any]:
+    if run.dry:
+        return {}
+    serving = run.states.serving()
+    pointers = {key: value for key, value in serving.pointers.items() if key != name}
+    if after is not None:
+        pointers[name] = after
+    run.states.save_serving(serving.model_copy(update={"pointers": pointers}), lambda: run.ledger.guard(run.lease))
+    return {}

@@ -1,0 +1,208 @@
+"""Proving that source and target are equal: counts, a sample, or every id, vector and payload.
+
+The source is read again and run through the same transform; each batch is looked up in the target by id. With equal
+counts that also proves that the target holds nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from runner.errors import LeaseLost, VecrunError
+from runner.executor.flow import Reader, read_ahead, retried
+from runner.plan import VerifyPoints
+from runner.points import (
+    CollectionSchema,
+    Datatype,
+    Float32Matrix,
+    KeyRange,
+    PointBatch,
+    PointId,
+    SparseVector,
+    VectorField,
+    json_dumps,
+)
+from runner.settings import Limits
+from runner.store import Capabilities, Store
+
+if TYPE_CHECKING:
+    from runner.executor import Run
+
+PARTITION_POINTS, MAX_PARTITIONS = 100_000, 256
+SAMPLE_PLACES = 20
+#: Differences recorded per partition; more are only counted.
+MAX_FINDINGS = 50
+#: Two unit vectors are the same direction when no number differs by more: float32 rounds at 6e-8, a few times over.
+DIRECTION_TOLERANCE = 2e-6
+HALF_TOLERANCE = 1e-3
+CHECKPOINT_SECONDS = 0.5
+
+
+def ranges(step: VerifyPoints, source: Store, limits: Limits) -> list[KeyRange]:
+    """Parts to read: none for counts, a few places for a sample, all for a full comparison."""
+    if step.mode == "count":
+        return []
+    if step.mode == "sample":
+        return source.cut(step.source.collection, min(SAMPLE_PLACES, step.sample))
+    wanted = max(math.ceil(step.points / PARTITION_POINTS), limits.workers if step.points > 10_000 else 1)
+    return source.cut(step.source.collection, min(wanted, MAX_PARTITIONS))
+
+
+def work(run: Run, number: int, step: VerifyPoints, part: int, seconds: float) -> bool:
+    """Compare one slice of one partition. True when it is done."""
+    taken = run.ledger.take(run.lease, number, part)
+    if taken is None:
+        return True
+    parts = run.ledger.partitions_of(run.run, number)
+    partition = parts[part]
+    source, target = run.world.store(step.source.connection), run.world.store(step.target.connection)
+    limit = math.ceil(step.sample / len(parts)) if step.mode == "sample" else None
+    reader = Reader(source, step.source, partition, step.transform, 1000, lambda _batch: None, limit)
+    read, equal, cursor = partition.read, partition.done, partition.cursor
+    found: list[tuple[PointId, str]] = []
+    last_checkpoint, whole = time.monotonic(), True
+
+    def checkpoint(status: str) -> None:
+        nonlocal last_checkpoint
+        run.ledger.checkpoint(
+            run.lease, number, part, cursor=cursor, read=read, done=equal, status=status, found=found[:MAX_FINDINGS]
+        )
+        found.clear()
+        last_checkpoint = time.monotonic()
+
+    try:
+        for item in read_ahead(reader, run.limits, run.stop, seconds):
+            if item is None:
+                whole = False
+                break
+            if len(item.batch) and not run.dry:
+                ids = item.batch.ids
+                got = retried(lambda ids=ids: target.fetch(step.target.collection, ids), run.limits, run.stop)  # type: ignore[misc]
+                wrong = differences(step.target_schema, target.capabilities(), item.batch, got)
+                found += wrong
+                equal -= len({point_id for point_id, _ in wrong})
+            read, equal, cursor = read + len(item.batch), equal + len(item.batch), item.last
+            if time.monotonic() - last_checkpoint > CHECKPOINT_SECONDS:
+                checkpoint("running")
+    except LeaseLost:
+        raise
+    except VecrunError as exc:
+        run.ledger.fail_partition(run.lease, number, part, str(exc), "failed")
+        raise
+    checkpoint("done" if whole else "running")
+    return whole
+
+
+def conclude(run: Run, number: int, step: VerifyPoints, read: int, equal: int) -> dict[str, Any]:
+    """The verdict over all partitions: counts and what differed."""
+    if run.dry:
+        return {"mode": step.mode, "source": read, "target": None, "compared": 0, "equal": 0, "differences": []}
+    target = run.world.store(step.target.connection).count(step.target.collection)
+    if step.mode == "full":
+        expected = read
+    elif step.transform.where:
+        expected = target  # how many match is only known by reading them all
+    else:
+        expected = run.world.store(step.source.connection).count(step.source.collection)
+    found = []
+    if target != expected:
+        found.append(f"{step.target} holds {target:,} points, expected {expected:,} from {step.source}")
+    if equal != read:
+        found.append(f"{read - equal:,} of {read:,} compared points differ:")
+        found += [f"  {point_id!r}: {what}" for point_id, what in run.ledger.findings_of(run.run, number)[:20]]
+    return {
+        "mode": step.mode,
+        "source": expected,
+        "target": target,
+        "compared": read,
+        "equal": equal,
+        "differences": found,
+    }
+
+
+def differences(
+    schema: CollectionSchema, caps: Capabilities, expected: PointBatch, got: PointBatch
+) -> list[tuple[PointId, str]]:
+    """(id, what differs) for every point of `expected` that `got` does not hold equally."""
+    rows = {(type(point_id), point_id): row for row, point_id in enumerate(got.ids)}
+    order = [rows.get((type(point_id), point_id), -1) for point_id in expected.ids]
+    found: list[tuple[PointId, str]] = [
+        (point_id, "missing in the target") for point_id, row in zip(expected.ids, order, strict=True) if row < 0
+    ]
+    here = [row for row, other in enumerate(order) if other >= 0]
+    there = [other for other in order if other >= 0]
+    for item in schema.vectors:
+        if item.name not in expected.vectors:
+            continue
+        if item.name not in got.vectors:
+            found += [(expected.ids[row], f"vector {item.name or '(unnamed)'} is missing") for row in here]
+            continue
+        bad = _vector_rows(item, caps, expected.vectors[item.name][here], got.vectors[item.name][there])
+        for columns, flags in ((expected, here), (got, there)):
+            mask = columns.missing.get(item.name)
+            if mask is not None:  # a missing vector is a row of zeros; it must be missing on both sides
+                other = (got if columns is expected else expected).missing.get(item.name)
+                mine = mask[flags]
+                theirs = (
+                    other[there if columns is expected else here] if other is not None else np.zeros(len(mine), bool)
+                )
+                bad |= mine != theirs
+        found += [
+            (expected.ids[here[int(row)]], f"vector {item.name or '(unnamed)'} differs") for row in np.flatnonzero(bad)
+        ]
+    for sparse in schema.sparse:
+        if sparse.name in expected.sparse:
+            theirs_all = got.sparse.get(sparse.name, [None] * len(got.ids))
+            for mine_row, their_row in zip(here, there, strict=True):
+                if not _same_sparse(expected.sparse[sparse.name][mine_row], theirs_all[their_row]):
+                    found.append((expected.ids[mine_row], f"vector {sparse.name} differs"))
+    mine_payloads, their_payloads = expected.payloads.dicts, got.payloads.dicts
+    for mine_row, their_row in zip(here, there, strict=True):
+        mine, theirs = mine_payloads[mine_row], their_payloads[their_row]
+        if json_dumps(mine) != json_dumps(theirs):
+            found.append((expected.ids[mine_row], f"payload differs in {_fields(mine, theirs)}"))
+    if schema.partitions is not None and expected.partitions is not None and got.partitions is not None:
+        for mine_row, their_row in zip(here, there, strict=True):
+            if expected.partitions[mine_row] != got.partitions[their_row]:
+                found.append((expected.ids[mine_row], "partition differs"))
+    return found
+
+
+def _vector_rows(item: VectorField, caps: Capabilities, mine: Float32Matrix, theirs: Float32Matrix) -> np.ndarray:
+    """True for rows that differ. Exact, unless the store scales this metric's vectors or keeps fewer bits."""
+    if mine.shape != theirs.shape:
+        return np.ones(len(mine), bool)
+    if item.distance in caps.normalises:
+        tolerance = DIRECTION_TOLERANCE if item.datatype is Datatype.FLOAT32 else HALF_TOLERANCE
+        return np.asarray((np.abs(_unit(mine) - _unit(theirs)) > tolerance).any(axis=1))
+    if item.datatype is Datatype.FLOAT32:
+        return np.asarray((mine != theirs).any(axis=1))
+    if item.datatype is Datatype.UINT8:
+        return np.asarray((np.abs(mine - theirs) > 0.5).any(axis=1))
+    return np.asarray((np.abs(mine - theirs) > HALF_TOLERANCE * np.maximum(np.abs(mine), 6e-5)).any(axis=1))
+
+
+def _unit(matrix: Float32Matrix) -> np.ndarray:
+    wide = matrix.astype(np.float64)
+    lengths = np.linalg.norm(wide, axis=1, keepdims=True)
+    return np.asarray(wide / np.where(lengths > 0, lengths, 1.0))
+
+
+def _same_sparse(mine: SparseVector | None, theirs: SparseVector | None) -> bool:
+    if mine is None or theirs is None:
+        return mine is theirs
+    return np.array_equal(mine.indices, theirs.indices) and np.array_equal(mine.values, theirs.values)
+
+
+def _fields(mine: dict[str, Any], theirs: dict[str, Any]) -> str:
+    missing = object()
+    names = [
+        name for name in sorted({*mine, *theirs})
+        if json_dumps([mine[name]] if name in mine else missing.__class__.__name__)
+        != json_dumps([theirs[name]] if name in theirs else missing.__class__.__name__)
+    ]  # fmt: skip
+    return ", ".join(repr(name) for name in names[:5])

@@ -1,0 +1,206 @@
+"""Builds plans: from a job and the live world for `apply`, from a recorded run for `rollback`. Writes nothing.
+
+A job that is applied and unchanged gets a plan without steps; what moved since is listed as drift.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from runner import __version__
+from runner.errors import NotFound, VecrunError
+from runner.kinds import Draft, kind_module
+from runner.ledger import Ledger, now
+from runner.plan import (
+    CopyPoints,
+    CreateCollection,
+    DropCollection,
+    Notice,
+    Observed,
+    Place,
+    Plan,
+    Step,
+    loads,
+    reversed_steps,
+)
+from runner.settings import Settings
+from runner.spec import Job, digest
+from runner.state import State, StateDirectory
+from runner.world import World
+
+PINNED = "VI201"
+SOURCE_GONE = "VX301"
+IRREVERSIBLE = "VX302"
+NEW_POINTS = "VD102"
+
+
+def build(job: Job, settings: Settings, ledger: Ledger, states: StateDirectory, *, unpin: bool = False) -> Plan:
+    """The plan of a job. Raises when a run of it is unfinished: that has to be resumed or rolled back first."""
+    refuse_unfinished(ledger, job.name)
+    state = states.load(job.name)
+    module = kind_module(job.kind)
+    named, inline = module.connections(job.spec)
+    with World(settings, "read", inline) as world:
+        draft, drift = Draft(), ()
+        if state.status == "applied" and state.spec_digest == job.digest:
+            drift = tuple(compare(state.world, observe(world, state.world)))
+        elif state.pinned == job.digest and not unpin:
+            message = "this spec was rolled back and stays so; change the spec, or apply with --unpin"
+            draft.notices.append(Notice(code=PINNED, message=message))
+        else:
+            draft = module.plan_steps(job.name, job.spec, world, state)
+        return Plan(
+            tool_version=__version__,
+            created=now(),
+            job=job.name,
+            kind=job.kind,
+            environment=settings.environment,
+            lineage=state.lineage,
+            serial=state.serial,
+            spec_digest=job.digest,
+            connections={name: world.digest(name) for name in [*named, *inline]},
+            inline=inline,
+            world=tuple(draft.world),
+            overview=tuple(draft.overview),
+            steps=tuple(draft.steps),
+            notices=tuple(draft.notices),
+            drift=drift,
+            retention=draft.retention or settings.workspace.state.retention,
+        ).sealed()
+
+
+def refuse_unfinished(ledger: Ledger, job: str) -> None:
+    """VecrunError when the newest run of a job has not come to its end."""
+    if run := ledger.unfinished(job):
+        raise VecrunError(
+            "A run of this job is not finished",
+            f"run {run['run']} ({run['purpose']}) is {run['status']}" + (f": {run['error']}" if run["error"] else ""),
+            f"Go on with: vecrun resume {job}\nOr undo it with: vecrun rollback {job}",
+        )
+
+
+def rollback(
+    job: str, settings: Settings, ledger: Ledger, states: StateDirectory, *, discard_new_points: bool = False
+) -> Plan:
+    """The plan that undoes the newest run of a job, finished or not. NotFound when there is nothing to undo."""
+    state = states.load(job)
+    run = ledger.unfinished(job)
+    if run and run["purpose"] == "rollback":
+        raise VecrunError(
+            "A rollback of this job is not finished", f"run {run['run']} is {run['status']}", f"vecrun resume {job}"
+        )
+    if run is None:
+        if not state.applied:
+            raise NotFound("Nothing to roll back", f"job {job} has no applied run", f"vecrun runs {job}")
+        run = ledger.run(state.applied[-1].run)
+    plan = loads(run["plan"], f"run {run['run']}")
+    begun = [
+        step for step, row in zip(plan.steps, ledger.steps_of(run["run"]), strict=True) if row["status"] != "pending"
+    ]
+    undo, irreversible = reversed_steps(tuple(begun))
+    with World(settings, "read", plan.inline) as world:
+        notices = [_irreversible(step) for step in irreversible]
+        copies = [step for step in begun if isinstance(step, CopyPoints)]
+        for copy in copies:
+            if world.store(copy.source.connection).inspect(copy.source.collection) is None:
+                message = "the source is gone: after a rollback nothing would serve these points"
+                notices.append(Notice(code=SOURCE_GONE, message=message, where=str(copy.source), blocking=True))
+        steps = [_with_points(step, world) for step in undo]
+        notices += _new_points(run, state, world, steps, discard=discard_new_points)
+        places = _touched(begun)
+        return Plan(
+            tool_version=__version__,
+            created=now(),
+            job=job,
+            kind=plan.kind,
+            purpose="rollback",
+            of_run=run["run"],
+            environment=plan.environment,
+            lineage=state.lineage,
+            serial=state.serial,
+            spec_digest=plan.spec_digest,
+            connections={name: world.digest(name) for name in plan.connections},
+            inline=plan.inline,
+            world=tuple(_observe(world, place, role) for place, role in places.items()),
+            steps=tuple(steps),
+            notices=tuple(notices),
+            retention=plan.retention,
+        ).sealed()
+
+
+def _irreversible(step: Step) -> Notice:
+    return Notice(
+        code=IRREVERSIBLE,
+        message=f"{step.type} cannot be undone",
+        where=str(getattr(step, "target", "")),
+        blocking=True,
+    )
+
+
+def _with_points(step: Step, world: World) -> Step:
+    """A drop with the number of points that are there now, for the reader."""
+    if not isinstance(step, DropCollection):
+        return step
+    store = world.store(step.target.connection)
+    held = store.count(step.target.collection) if store.inspect(step.target.collection) is not None else None
+    return step.model_copy(update={"points": held})
+
+
+def _new_points(run: dict[str, Any], state: State, world: World, steps: list[Step], *, discard: bool) -> list[Notice]:
+    """Points that somebody wrote into the target since the run: dropping it would destroy the only copy."""
+    if run["status"] != "completed":
+        return []
+    found = []
+    then = {item.place: item.count for item in state.world}
+    for step in steps:
+        if not isinstance(step, DropCollection) or step.points is None:
+            continue
+        before = then.get(step.target)
+        if before is not None and step.points > before:
+            more = step.points - before
+            message = f"{more:,} points were written to the target since the run, and stand nowhere else"
+            reason = "--discard-new-points" if discard else ""
+            found.append(
+                Notice(code=NEW_POINTS, message=message, where=str(step.target), accepted=reason, blocking=not discard)
+            )
+    return found
+
+
+def _touched(steps: list[Step]) -> dict[Place, str]:
+    places: dict[Place, str] = {}
+    for step in steps:
+        if isinstance(step, CopyPoints):
+            places[step.source], places[step.target] = "source", "target"
+        elif isinstance(step, CreateCollection):
+            places.setdefault(step.target, "target")
+    return places
+
+
+def _observe(world: World, place: Place, role: str) -> Observed:
+    store = world.store(place.connection)
+    schema = store.inspect(place.collection)
+    return Observed(
+        place=place,
+        role="source" if role == "source" else "target",
+        count=store.count(place.collection) if schema is not None else None,
+        schema_digest=digest(schema.model_dump(mode="json")) if schema is not None else None,
+    )
+
+
+def observe(world: World, places: tuple[Observed, ...]) -> tuple[Observed, ...]:
+    """How the same collections look now."""
+    return tuple(_observe(world, item.place, item.role) for item in places)
+
+
+def compare(before: tuple[Observed, ...], after: tuple[Observed, ...]) -> list[str]:
+    """What moved between two observations, one sentence each."""
+    found = []
+    for old, new in zip(before, after, strict=True):
+        if (old.count is None) != (new.count is None):
+            found.append(f"{old.place} ({old.role}) {'appeared' if old.count is None else 'is gone'}")
+        elif old.count is not None and new.count is not None:
+            if old.count != new.count:
+                found.append(f"{old.place} ({old.role}) held {old.count:,} points and holds {new.count:,} now")
+            if old.schema_digest != new.schema_digest:
+                found.append(f"{old.place} ({old.role}) has another schema, index or setting now")
+    return found

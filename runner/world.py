@@ -1,0 +1,102 @@
+"""The open connections of one command: stores and databases by name, wrapped for what the command may do.
+
+A planner gets stores that refuse writes, a dry run stores that discard them; only `apply` gets them bare.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Literal, cast
+
+from runner.documents import Database, SqlConfig
+from runner.errors import Permanent, VecrunError
+from runner.plan import Place
+from runner.settings import Settings, resolve
+from runner.spec import Document, check_model, digest
+from runner.state import StateDirectory
+from runner.store import ConnectionConfig, DryRunStore, ReadOnlyStore, Store
+from runner.stores import config_model, open_store
+
+Mode = Literal["read", "dry", "write"]
+
+
+class World:
+    """Opens connections on first use and closes them all at the end. Safe for use from several threads."""
+
+    def __init__(self, settings: Settings, mode: Mode, inline: Mapping[str, dict[str, Any]] | None = None) -> None:
+        self.settings, self.mode, self.inline = settings, mode, dict(inline or {})
+        self._open: dict[str, Store | Database] = {}
+        self._lock = threading.Lock()
+
+    def store(self, name: str) -> Store:
+        """The store behind a connection of the workspace, or an inline one."""
+        with self._lock:
+            if name not in self._open:
+                config = self._config(name)
+                if isinstance(config, SqlConfig):
+                    raise Permanent("This connection is no vector store", f"{name} has type sql")
+                try:
+                    store = open_store(config)
+                except VecrunError as exc:
+                    raise _named(exc, name) from exc
+                wrapper = {"read": ReadOnlyStore, "dry": DryRunStore}.get(self.mode)
+                self._open[name] = wrapper(store) if wrapper else store
+            return cast("Store", self._open[name])
+
+    def database(self, name: str) -> Database:
+        """The relational database behind a connection of type sql."""
+        with self._lock:
+            if name not in self._open:
+                config = self._config(name)
+                if not isinstance(config, SqlConfig):
+                    raise Permanent(
+                        "This connection is no relational database", f"{name} has type {config.type}, not sql"
+                    )
+                self._open[name] = Database(config)
+            return cast("Database", self._open[name])
+
+    def serving(self) -> dict[str, Place]:
+        """The workspace's serving pointers as they stand."""
+        return StateDirectory(self.settings.state_directory).serving().pointers
+
+    def digest(self, name: str) -> str:
+        """Names what a connection points at; secrets are not resolved for it."""
+        return digest(self.inline[name]) if name in self.inline else self.settings.connection_digest(name)
+
+    def _config(self, name: str) -> ConnectionConfig:
+        if name in self.inline:
+            raw, document = self.inline[name], Document("the job spec", self.inline[name])
+            resolved = resolve(raw, document, (), self.settings.root)
+        else:
+            document, resolved = self.settings.document, self.settings.resolved(name)
+        model = connection_model(str(resolved.get("type")))
+        checked = check_model(model, resolved, document, ("connections", name))
+        if isinstance(checked, list):
+            raise Permanent("A connection is not usable", "\n".join(str(item) for item in checked))
+        return checked
+
+    def close(self) -> None:
+        with self._lock:
+            for item in self._open.values():
+                item.close()
+            self._open.clear()
+
+    def __enter__(self) -> World:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def connection_model(connection_type: str) -> type[ConnectionConfig]:
+    """The model of a connection type: a store, or `sql`."""
+    return SqlConfig if connection_type == "sql" else config_model(connection_type)
+
+
+def _named(exc: VecrunError, name: str) -> VecrunError:
+    """The same error, saying which connection it was."""
+    return type(exc)(exc.summary, f"connection {name}: {exc.detail}", exc.hint)
