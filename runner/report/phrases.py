@@ -1,0 +1,174 @@
+"""The words for plans, used by the text and the Markdown form alike, so that both say the same."""
+
+from __future__ import annotations
+
+from runner.plan import (
+    ClearCollection,
+    CopyPoints,
+    CreateCollection,
+    DropCollection,
+    FinishCollection,
+    Fact,
+    Notice,
+    Plan,
+    RestoreIds,
+    RewriteIds,
+    SetServing,
+    Step,
+    SwitchAlias,
+    VerifyPoints,
+    reversed_steps,
+)
+from runner.points import CollectionSchema
+
+
+def number(value: int | float) -> str:
+    """1,234,567"""
+    return f"{value:,.0f}"
+
+
+def size(value: float) -> str:
+    """Bytes for people: 1.2 GB."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: 45 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{max(seconds, 0):.0f} s" if seconds >= 1 else "under 1 s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def step_line(step: Step) -> str:
+    """One step as a sentence without its symbol."""
+    match step:
+        case CreateCollection():
+            vectors = ", ".join(f"{item.dimension} × {item.datatype}, {item.distance}" for item in step.schema_.vectors)
+            return f"create collection {step.target} ({vectors or 'no dense vector'})"
+        case CopyPoints():
+            some = "up to " if step.transform.where else ""
+            return f"copy {some}{number(step.points)} points from {step.source} to {step.target}"
+        case FinishCollection():
+            return f"build the indexes of {step.target} ({index_text(step.schema_)})"
+        case VerifyPoints():
+            what = {"full": "every point", "sample": f"{number(step.sample)} sampled points", "count": "the counts"}[
+                step.mode
+            ]
+            return f"verify {what} of {step.target} against {step.source}; stop here if anything differs"
+        case RewriteIds():
+            where = f"{step.chunks.connection}: {step.chunks.table}.{step.chunks.vector_id_column}"
+            return f"rewrite point ids in {where} ({number(step.rows)} rows); old ids are kept in {step.undo_table}"
+        case RestoreIds():
+            return f"restore the old point ids in {step.chunks.connection}: {step.chunks.table}.{step.chunks.vector_id_column}"
+        case SwitchAlias():
+            if step.after is None:
+                return f"remove alias {step.alias} of {step.connection} (it points to {step.before})"
+            return f"point alias {step.alias} of {step.connection} to {step.after} (before: {step.before or 'no such alias'})"
+        case SetServing():
+            if step.after is None:
+                return f"clear serving pointer {step.name} (it is {step.before})"
+            return f"set serving pointer {step.name} to {step.after} (before: {step.before or 'not set'})"
+        case ClearCollection():
+            return f"delete every point of {step.target}; the collection stays"
+        case DropCollection():
+            held = f" with {number(step.points)} points" if step.points is not None else ""
+            return f"drop collection {step.target}{held} ({step.why})"
+    raise AssertionError(step)
+
+
+def index_text(schema: CollectionSchema) -> str:
+    """Indexes of a collection in a few words."""
+    parts = []
+    for item in schema.vectors:
+        if item.index is None:
+            parts.append("none")
+            continue
+        shown = {"m": item.index.m, "ef_construction": item.index.ef_construction}
+        parts.append(
+            " ".join([item.index.type, *(f"{key}={value}" for key, value in shown.items() if value is not None)])
+        )
+    parts += [f"payload {item.name}" for item in schema.payload if item.indexed]
+    return ", ".join(parts) or "none"
+
+
+def estimate(step: Step) -> str:
+    """What the probe says a step needs; empty where nothing was measured."""
+    parts = []
+    if step.estimate.seconds is not None:
+        parts.append(f"at least {duration(step.estimate.seconds)}")
+    if step.estimate.bytes is not None:
+        parts.append(f"about {size(step.estimate.bytes)} of data")
+    return ", ".join(parts)
+
+
+def fact_text(fact: Fact) -> str:
+    """before → after, or the one of them there is."""
+    if fact.before and fact.after and fact.before != fact.after:
+        return f"{fact.before} → {fact.after}"
+    return fact.after or fact.before
+
+
+def notice_text(notice: Notice) -> str:
+    """A finding in one line."""
+    seen = f" ({notice.seen})" if notice.seen else ""
+    return f"{notice.where}: {notice.message}{seen}" if notice.where else notice.message + seen
+
+
+def notice_state(notice: Notice) -> str:
+    """What became of a finding."""
+    if notice.blocking:
+        return "not accepted: apply will refuse"
+    return f"accepted: {notice.accepted}" if notice.accepted else "for your information"
+
+
+def summary(plan: Plan) -> str:
+    """The last line of a plan."""
+    if not plan.steps:
+        return (
+            "Nothing to do."
+            if not plan.drift
+            else "Nothing to do by this spec, but the world moved since it was applied."
+        )
+    count = {"create": 0, "change": 0, "switch": 0, "delete": 0}
+    for step in plan.steps:
+        match step:
+            case CreateCollection():
+                count["create"] += 1
+            case RewriteIds() | RestoreIds():
+                count["change"] += 1
+            case SwitchAlias() | SetServing():
+                count["switch"] += 1
+            case DropCollection() | ClearCollection():
+                count["delete"] += 1
+    seconds = sum(step.estimate.seconds or 0 for step in plan.steps)
+    data = sum(step.estimate.bytes or 0 for step in plan.steps)
+    text = f"Plan: {count['create']} to create, {number(plan.points)} points to copy, {count['change']} to change, "
+    text += f"{count['switch']} to switch, {count['delete']} to delete."
+    if data:
+        text += f" At least {duration(seconds)} (reading alone, as measured), about {size(data)} of data."
+    return text
+
+
+def way_back(plan: Plan) -> list[str]:
+    """How it can be undone, in sentences."""
+    if not plan.steps or plan.purpose == "rollback":
+        return []
+    undo, irreversible = reversed_steps(plan.steps)
+    if irreversible:
+        return ["There is no way back after: " + "; ".join(step_line(step) for step in irreversible)]
+    lines = [f"For {plan.retention} after the run: vecrun rollback {plan.job}. It would, in this order:"]
+    lines += [f"  {step.action} {step_line(step)}" for step in undo]
+    sources = sorted({str(step.source) for step in plan.steps if isinstance(step, CopyPoints)})
+    lines.append(f"The source is only read, never changed: {', '.join(sources)}")
+    return lines
+
+
+def destroyed(plan: Plan) -> list[str]:
+    """What is gone for good after the plan."""
+    return [step.destroys for step in plan.steps if step.destroys]

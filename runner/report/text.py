@@ -1,0 +1,169 @@
+"""Reports for a terminal. Words stand beside symbols, so colour and symbols are never the only sign."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from runner.commands import ConnectionTest, Outcome, RunStatus, Validation, Verified
+from runner.plan import Action, Plan
+from runner.report import phrases
+
+#: (text, colour name) -> text; the command line passes one that honours NO_COLOR and the terminal.
+Style = Callable[[str, str], str]
+COLOURS = {
+    Action.CREATE: "green",
+    Action.CHANGE: "yellow",
+    Action.DELETE: "red",
+    Action.SWITCH: "cyan",
+    Action.CHECK: "blue",
+}
+
+
+def plain(text: str, _colour: str) -> str:
+    """No colour."""
+    return text
+
+
+def plan(value: Plan, style: Style = plain) -> str:
+    """A plan for a reviewer at a terminal."""
+    what = f"rollback of run {value.of_run}" if value.purpose == "rollback" else value.kind
+    lines = [style(f"{value.job}: {what}", "bold"), ""]
+    for item in value.overview:
+        lines.append(f"  {style(f'{item.source} → {item.target}', 'bold')}")
+        width = max(len(fact.label) for fact in item.facts)
+        lines += [f"    {fact.label:<{width}}  {phrases.fact_text(fact)}" for fact in item.facts]
+        lines.append("")
+    if value.steps:
+        lines.append(style("Steps, in this order", "bold"))
+        for number, step in enumerate(value.steps, 1):
+            note = phrases.estimate(step)
+            text = f"  {number:>2} {step.action} {phrases.step_line(step)}" + (f"; {note}" if note else "")
+            lines.append(style(text, COLOURS[step.action]))
+        lines.append("")
+    if value.notices:
+        lines.append(style("Findings", "bold"))
+        for notice in value.notices:
+            mark = "!" if notice.blocking else "·"
+            text = f"  {mark} {notice.code} {phrases.notice_text(notice)}\n      {phrases.notice_state(notice)}"
+            lines.append(style(text, "red" if notice.blocking else "yellow"))
+        lines.append("")
+    if value.drift:
+        lines += [
+            style("Moved since it was applied", "bold"),
+            *(style(f"  ~ {item}", "yellow") for item in value.drift),
+            "",
+        ]
+    for item in phrases.destroyed(value):
+        lines.append(style(f"Gone for good: {item}", "red"))
+    back = phrases.way_back(value)
+    if back:
+        lines += [style("Way back", "bold"), *(f"  {line}" for line in back), ""]
+    lines.append(style(phrases.summary(value), "bold"))
+    return "\n".join(lines)
+
+
+def outcome(value: Outcome) -> str:
+    """How a run ended."""
+    if not value.steps:
+        return f"{value.job}: nothing to do."
+    kind = "dry run" if value.dry else "rollback" if value.purpose == "rollback" else "apply"
+    rate = f", {value.points / value.seconds:,.0f} points/s over all" if value.points and value.seconds else ""
+    lines = [f"{value.job}: {kind} completed in {phrases.duration(value.seconds)}{rate} (run {value.run})"]
+    if value.dry:
+        lines = [f"{value.job}: dry run read and transformed {value.points:,} points and wrote nothing"]
+        return lines[0]
+    for step in value.steps:
+        result = step["result"] or {}
+        if step["type"] == "verify_points":
+            lines.append(
+                f"  verified ({result['mode']}): source {result['source']:,}, target {result['target']:,}, "
+                f"compared {result['compared']:,}, equal {result['equal']:,}"
+            )
+        elif step["type"] == "rewrite_ids":
+            lines.append(f"  rewrote {result['rows']:,} rows")
+        elif step["type"] == "restore_ids":
+            lines.append(
+                f"  restored {result['rows']:,} rows"
+                + (f", left {result['changed_since']:,} changed since" if result.get("changed_since") else "")
+            )
+    return "\n".join(lines)
+
+
+def validation(value: Validation) -> str:
+    """Problems with places, or that there are none."""
+    if value.problems:
+        return "\n".join(str(item) for item in value.problems)
+    count = len(value.files)
+    return f"{count} job file{'s' if count != 1 else ''} and the workspace are valid"
+
+
+def verified(value: Verified) -> str:
+    """The verdict per collection."""
+    lines = []
+    for item in value.collections:
+        if item["differences"]:
+            lines += [f"{item['from']} and {item['to']} differ:", *(f"  {line}" for line in item["differences"])]
+        else:
+            compared = (
+                f"{item['compared']:,} points compared, {item['equal']:,} equal"
+                if item["compared"]
+                else f"{item['target']:,} points each"
+            )
+            lines.append(f"{item['from']} = {item['to']}: {item['mode']}, {compared}")
+    return "\n".join(lines)
+
+
+def status(value: RunStatus) -> str:
+    """Where a run stands."""
+    run = value.run
+    percent = f" ({100 * value.done / value.total:.0f} %)" if value.total else ""
+    lines = [
+        f"{run['job']}: {run['purpose']} is {run['status']} (run {run['run']})",
+        f"  points    {value.done:,} of {value.total:,}{percent}",
+        f"  started   {run['started']} by {run['owner']}",
+    ]
+    if run["finished"]:
+        lines.append(f"  finished  {run['finished']}")
+    if value.seconds_left is not None:
+        lines.append(f"  time left about {phrases.duration(value.seconds_left)}")
+    if run["error"]:
+        lines.append(f"  error     {run['error']}")
+    for number, item in enumerate(value.steps, 1):
+        parts = f", partitions {item['partitions']}" if "partitions" in item else ""
+        lines.append(f"  {number:>2} {item['status']:<8} {phrases.step_line(item['step'])}{parts}")
+    if run["status"] in ("failed", "paused", "cancelled", "running"):
+        lines.append(f"  go on: vecrun resume {run['job']} · undo: vecrun rollback {run['job']}")
+    return "\n".join(lines)
+
+
+def table(rows: list[dict[str, Any]], columns: list[str], empty: str) -> str:
+    """Rows under column names, or a sentence when there are none."""
+    if not rows:
+        return empty
+    cells = [
+        columns,
+        *([str(row.get(column) if row.get(column) is not None else "") for column in columns] for row in rows),
+    ]
+    widths = [max(len(line[number]) for line in cells) for number in range(len(columns))]
+    return "\n".join(
+        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in cells
+    )
+
+
+def connections(values: list[ConnectionTest]) -> str:
+    """One line a connection; errors with their remedy below."""
+    lines = []
+    for item in values:
+        if item.health is not None:
+            rights = f", may {', '.join(item.health.rights)}" if item.health.rights else ""
+            size = "" if item.type == "sql" else f", {item.collections} collections"
+            lines.append(
+                f"ok    {item.name} ({item.type}): {item.health.version}, {item.health.latency_ms:.0f} ms{rights}{size}"
+            )
+            lines += [f"      {note}" for note in item.health.notes]
+        else:
+            assert item.error is not None
+            lines.append(f"error {item.name} ({item.type}): {item.error.summary}. {item.error.detail}")
+            lines += [f"      {line}" for line in item.error.hint.splitlines()]
+    return "\n".join(lines) or "vecrun.yaml has no connections"
