@@ -37,9 +37,8 @@ class Embedded:
         self.error: BaseException | None = None
         self._over = threading.Event()
         self.broker = StubBroker(middleware=[ShutdownNotifications()], fail_fast_default=False)
-        self.actor = dramatiq.actor(
-            self._work_partition, broker=self.broker, queue_name=QUEUE, actor_name="work_partition"
-        )
+        declare = dramatiq.actor(broker=self.broker, queue_name=QUEUE, actor_name="work_partition")
+        self.actor = declare(self._work_partition)
 
     def _work_partition(self, run: str, step: int, part: int, token: int) -> None:
         """One slice of a partition. Errors are recorded, never raised: a stub broker keeps dead letters for ever."""

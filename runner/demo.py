@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import logging
 import os
 import re
 import shutil
@@ -146,6 +147,7 @@ def postgres() -> Iterator[str]:
 
 def search_milvus(directory: Path, vectors: np.ndarray) -> list[list[str]]:
     """Texts of the three nearest chunks to each query vector."""
+    from milvus_lite.server_manager import server_manager_instance
     from pymilvus import MilvusClient
 
     client = MilvusClient(str(directory / ".demo" / "milvus.db"))
@@ -155,6 +157,7 @@ def search_milvus(directory: Path, vectors: np.ndarray) -> list[list[str]]:
         return [[hit["entity"]["text"] for hit in answer] for answer in answers]
     finally:
         client.close()
+        server_manager_instance.release_server(str(directory / ".demo" / "milvus.db"))  # else nobody else can open it
 
 
 def search_qdrant(directory: Path, vectors: np.ndarray) -> list[list[str]]:
@@ -190,6 +193,7 @@ class Failed(VecrunError):
 def run(directory: Path) -> None:
     """Everything, with what a user would want to read on the way. Raises Failed when something is not as it should."""
     directory = directory.resolve()
+    logging.basicConfig(level=logging.WARNING)  # before wordllama does it with INFO for every library
     if directory.exists() and any(directory.iterdir()) and not (directory / ".demo").exists():
         raise Failed("This folder is not empty", str(directory), "Choose another: vecrun demo --directory DIR")
     shutil.rmtree(directory, ignore_errors=True)

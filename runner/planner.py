@@ -41,7 +41,7 @@ def build(job: Job, settings: Settings, ledger: Ledger, states: StateDirectory, 
     module = kind_module(job.kind)
     named, inline = module.connections(job.spec)
     with World(settings, "read", inline) as world:
-        draft, drift = Draft(), ()
+        draft, drift = Draft(), tuple[str, ...]()
         if state.status == "applied" and state.spec_digest == job.digest:
             drift = tuple(compare(state.world, observe(world, state.world)))
         elif state.pinned == job.digest and not unpin:
@@ -106,7 +106,7 @@ def rollback(
                 message = "the source is gone: after a rollback nothing would serve these points"
                 notices.append(Notice(code=SOURCE_GONE, message=message, where=str(copy.source), blocking=True))
         steps = [_with_points(step, world) for step in undo]
-        notices += _new_points(run, state, world, steps, discard=discard_new_points)
+        notices += _new_points(run, state, steps, discard=discard_new_points)
         places = _touched(begun)
         return Plan(
             tool_version=__version__,
@@ -146,7 +146,7 @@ def _with_points(step: Step, world: World) -> Step:
     return step.model_copy(update={"points": held})
 
 
-def _new_points(run: dict[str, Any], state: State, world: World, steps: list[Step], *, discard: bool) -> list[Notice]:
+def _new_points(run: dict[str, Any], state: State, steps: list[Step], *, discard: bool) -> list[Notice]:
     """Points that somebody wrote into the target since the run: dropping it would destroy the only copy."""
     if run["status"] != "completed":
         return []

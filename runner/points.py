@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict
 PointId = int | str
 Payload = dict[str, Any]
 Float32Matrix = NDArray[np.float32]
+_Rows = slice  # the method PointBatch.slice hides the name in its class
 
 
 class IdKind(StrEnum):
@@ -240,7 +241,7 @@ class PointBatch:
 
     def slice(self, start: int, stop: int) -> PointBatch:
         """Points start … stop-1; arrays are views."""
-        return self._pick(slice(start, stop))
+        return self._pick(_Rows(start, stop))
 
     def take(self, rows: Sequence[int]) -> PointBatch:
         """The points at the given positions, in that order."""

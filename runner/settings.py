@@ -15,7 +15,6 @@ from pydantic import AfterValidator, Field, model_validator
 
 from runner.errors import Diagnostic, InvalidFile, NotFound, register_secret
 from runner.spec import (
-    API_VERSION,
     REFERENCE,
     Document,
     SpecModel,
@@ -78,12 +77,12 @@ class Limits(SpecModel):
 class Workspace(SpecModel):
     """vecrun.yaml."""
 
-    api_version: Literal["vecrun/v1"] = Field(API_VERSION, alias="apiVersion")
+    api_version: Literal["vecrun/v1"] = Field("vecrun/v1", alias="apiVersion")
     kind: Literal["Workspace"] = "Workspace"
     connections: dict[str, dict[str, Any]] = Field({}, description="name -> connection; `type` chooses the store.")
     environments: dict[str, Environment] = {}
-    state: StateSettings = StateSettings()  # type: ignore[call-arg]
-    limits: Limits = Limits()  # type: ignore[call-arg]
+    state: StateSettings = StateSettings()
+    limits: Limits = Limits()
 
     @model_validator(mode="after")
     def _typed(self) -> Workspace:

@@ -179,8 +179,8 @@ class Store(ABC):
         """The schema this store would create for `wish`, and what of it cannot be held. Adapters extend it."""
         caps, problems = self.capabilities(), []
         vectors = []
-        for item in wish.vectors:
-            label = item.name or "(unnamed)"
+        for wished in wish.vectors:
+            item, label = wished, wished.name or "(unnamed)"
             if item.distance not in caps.distances:
                 problems.append(Problem(REFUSED, f"{self.type} has no metric {item.distance}", f"vector {label}"))
             if item.dimension > caps.max_dimension:

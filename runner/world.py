@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from types import TracebackType
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-from runner.documents import Database, SqlConfig
+from runner.documents import SqlConfig
 from runner.errors import Permanent, VecrunError
 from runner.plan import Place
 from runner.settings import Settings, resolve
@@ -18,6 +17,9 @@ from runner.spec import Document, check_model, digest
 from runner.state import StateDirectory
 from runner.store import ConnectionConfig, DryRunStore, ReadOnlyStore, Store
 from runner.stores import config_model, open_store
+
+if TYPE_CHECKING:
+    from runner.documents.database import Database
 
 Mode = Literal["read", "dry", "write"]
 
@@ -54,6 +56,8 @@ class World:
                     raise Permanent(
                         "This connection is no relational database", f"{name} has type {config.type}, not sql"
                     )
+                from runner.documents.database import Database
+
                 self._open[name] = Database(config)
             return cast("Database", self._open[name])
 
@@ -86,9 +90,7 @@ class World:
     def __enter__(self) -> World:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.close()
 
 

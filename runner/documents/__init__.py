@@ -1,16 +1,14 @@
-"""The relational side of documents: the user's own tables, over any SQLAlchemy database (SQLite and PostgreSQL tested)."""
+"""The relational side of documents: the user's own tables, over any SQLAlchemy database (SQLite and PostgreSQL tested).
+
+Only the settings stand here; `database` and `chunks` import SQLAlchemy.
+"""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Literal
 
-import sqlalchemy as sa
 from pydantic import Field
-from sqlalchemy import event
 
-from runner.errors import NotFound, Permanent, Transient
 from runner.store import ConnectionConfig
 
 
@@ -22,51 +20,3 @@ class SqlConfig(ConnectionConfig):
         description="SQLAlchemy URL.",
         examples=["sqlite:///./app.db", "postgresql://app:${env:APP_DB_PASSWORD}@db.internal/app"],
     )
-
-
-class Database:
-    """An open relational database. Errors name the URL without its password."""
-
-    def __init__(self, config: SqlConfig) -> None:
-        url = sa.make_url(config.url)
-        if url.drivername == "postgresql":
-            url = url.set(drivername="postgresql+psycopg")
-        self.shown = url.render_as_string(hide_password=True)
-        try:
-            self.engine = sa.create_engine(url)
-        except ModuleNotFoundError as exc:
-            raise Permanent(
-                "A client library is missing", f"{self.shown} needs {exc.name!r}", "pip install 'vecrun[pgvector]'"
-            ) from exc
-        if self.engine.dialect.name == "sqlite":
-            # the driver's own transactions leave out DDL; SQLAlchemy opens them instead
-            event.listen(self.engine, "connect", _sqlite_manual)
-            event.listen(self.engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
-
-    def close(self) -> None:
-        self.engine.dispose()
-
-    @contextlib.contextmanager
-    def transaction(self) -> Iterator[sa.Connection]:
-        """One transaction; database errors come out as Transient (connection, lock) or Permanent."""
-        try:
-            with self.engine.begin() as connection:
-                yield connection
-        except sa.exc.OperationalError as exc:
-            raise Transient("The relational database did not answer", f"{self.shown}: {exc.orig}") from exc
-        except sa.exc.SQLAlchemyError as exc:
-            raise Permanent("The relational database refused", f"{self.shown}: {getattr(exc, 'orig', exc)}") from exc
-
-    def table(self, name: str) -> sa.Table:
-        """The reflected table; `schema.table` is understood. NotFound."""
-        schema, _, bare = name.rpartition(".")
-        try:
-            with self.transaction() as connection:
-                return sa.Table(bare, sa.MetaData(), schema=schema or None, autoload_with=connection)
-        except sa.exc.NoSuchTableError as exc:
-            raise NotFound("No such table", f"{name} in {self.shown}") from exc
-
-
-def _sqlite_manual(connection: Any, _record: Any) -> None:
-    connection.isolation_level = None
-    connection.execute("PRAGMA busy_timeout=30000")

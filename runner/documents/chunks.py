@@ -13,7 +13,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from runner.documents import Database
+from runner.documents.database import Database
 from runner.errors import NotFound, Permanent
 from runner.plan import ChunkTable
 from runner.points import IdKind, PointId
@@ -41,10 +41,11 @@ def inspect(database: Database, chunks: ChunkTable) -> int:
 def holds(database: Database, chunks: ChunkTable, kind: IdKind) -> str:
     """Empty if the vector id column can hold ids of this kind, else why not."""
     column = _column(database.table(chunks.table), chunks.vector_id_column)
+    place = f"{chunks.table}.{chunks.vector_id_column} is {column.type}; the new ids are {kind}"
     if isinstance(column.type, sa.Integer) and kind is not IdKind.INT:
-        return f"{chunks.table}.{chunks.vector_id_column} is {column.type}; the new ids are {kind}. Widen the column to text first"
+        return f"{place}. Widen the column to text first"
     if isinstance(column.type, sa.Uuid) and kind is not IdKind.UUID:
-        return f"{chunks.table}.{chunks.vector_id_column} is {column.type}; the new ids are {kind}. Change the column to text first"
+        return f"{place}. Change the column to text first"
     return ""
 
 

@@ -96,7 +96,7 @@ def finish(run: Run, number: int) -> dict[str, Any]:
     """After all partitions of a step: totals, and whether they are right."""
     step = run.plan.steps[number]
     parts = run.ledger.partitions_of(run.run, number)
-    result = {"read": sum(part.read for part in parts), "done": sum(part.done for part in parts)}
+    result: dict[str, Any] = {"read": sum(part.read for part in parts), "done": sum(part.done for part in parts)}
     if isinstance(step, VerifyPoints):
         result |= verify.conclude(run, number, step, result["read"], result["done"])
         if result["differences"]:

@@ -162,9 +162,9 @@ def differences(
                     found.append((expected.ids[mine_row], f"vector {sparse.name} differs"))
     mine_payloads, their_payloads = expected.payloads.dicts, got.payloads.dicts
     for mine_row, their_row in zip(here, there, strict=True):
-        mine, theirs = mine_payloads[mine_row], their_payloads[their_row]
-        if json_dumps(mine) != json_dumps(theirs):
-            found.append((expected.ids[mine_row], f"payload differs in {_fields(mine, theirs)}"))
+        wanted, held = mine_payloads[mine_row], their_payloads[their_row]
+        if json_dumps(wanted) != json_dumps(held):
+            found.append((expected.ids[mine_row], f"payload differs in {_fields(wanted, held)}"))
     if schema.partitions is not None and expected.partitions is not None and got.partitions is not None:
         for mine_row, their_row in zip(here, there, strict=True):
             if expected.partitions[mine_row] != got.partitions[their_row]:
@@ -199,10 +199,10 @@ def _same_sparse(mine: SparseVector | None, theirs: SparseVector | None) -> bool
 
 
 def _fields(mine: dict[str, Any], theirs: dict[str, Any]) -> str:
-    missing = object()
+    """The first few keys whose values, or presence, differ."""
     names = [
-        name for name in sorted({*mine, *theirs})
-        if json_dumps([mine[name]] if name in mine else missing.__class__.__name__)
-        != json_dumps([theirs[name]] if name in theirs else missing.__class__.__name__)
-    ]  # fmt: skip
+        name
+        for name in sorted({*mine, *theirs})
+        if name not in mine or name not in theirs or json_dumps(mine[name]) != json_dumps(theirs[name])
+    ]
     return ", ".join(repr(name) for name in names[:5])

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from runner.commands import ConnectionTest, Outcome, RunStatus, Validation, Verified
 from runner.plan import Action, Plan
 from runner.report import phrases
+
+if TYPE_CHECKING:
+    from runner.commands.application import Outcome
+    from runner.commands.comparison import Verified
+    from runner.commands.history import RunStatus
+    from runner.commands.operation import ConnectionTest
+    from runner.commands.validation import Validation
 
 #: (text, colour name) -> text; the command line passes one that honours NO_COLOR and the terminal.
 Style = Callable[[str, str], str]
@@ -29,10 +35,10 @@ def plan(value: Plan, style: Style = plain) -> str:
     """A plan for a reviewer at a terminal."""
     what = f"rollback of run {value.of_run}" if value.purpose == "rollback" else value.kind
     lines = [style(f"{value.job}: {what}", "bold"), ""]
-    for item in value.overview:
-        lines.append(f"  {style(f'{item.source} → {item.target}', 'bold')}")
-        width = max(len(fact.label) for fact in item.facts)
-        lines += [f"    {fact.label:<{width}}  {phrases.fact_text(fact)}" for fact in item.facts]
+    for move in value.overview:
+        lines.append(f"  {style(f'{move.source} → {move.target}', 'bold')}")
+        width = max(len(fact.label) for fact in move.facts)
+        lines += [f"    {fact.label:<{width}}  {phrases.fact_text(fact)}" for fact in move.facts]
         lines.append("")
     if value.steps:
         lines.append(style("Steps, in this order", "bold"))

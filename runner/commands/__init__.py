@@ -1,0 +1,31 @@
+"""One function a verb: the Python API. The command line, and later the HTTP API, call these and nothing else.
+
+Functions return report models; `runner.report` turns them into text, Markdown or JSON. Modules are imported when one
+of their verbs is used, so that `validate` does not pay for what only `apply` needs.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_VERBS = {
+    "context": ("Context", "load", "open_context"),
+    "validation": ("Validation", "validate"),
+    "planning": ("plan", "plan_rollback"),
+    "application": ("Outcome", "apply", "refuse_blocked", "resume", "unfinished_of"),
+    "comparison": ("Verified", "drift", "verify"),
+    "history": ("RunStatus", "control", "logs", "runs", "status"),
+    "operation": ("ConnectionTest", "locks", "release_lock", "state", "test_connections"),
+}
+_MODULE_OF = {name: module for module, names in _VERBS.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(name)
+    return getattr(importlib.import_module(f"runner.commands.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(_MODULE_OF)

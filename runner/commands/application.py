@@ -1,0 +1,282 @@
+"""`apply`, `resume` and the dry run: from a plan to a run, and its record in state and ledger."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+from runner import crash, planner
+from runner.actors import Embedded, Progress
+from runner.commands.context import Context, job_of
+from runner.errors import Interrupted, LeaseLost, NotFound, PlanRefused, VecrunError, VerificationFailed
+from runner.executor import Run
+from runner.ledger import Lease, Ledger, Partition, now
+from runner.plan import Observed, Place, Plan, SetServing, VerifyPoints, loads
+from runner.settings import duration_seconds
+from runner.spec import Job
+from runner.state import Applied, State
+from runner.world import World
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    run: str
+    job: str
+    purpose: str
+    status: str
+    steps: tuple[dict[str, Any], ...]
+    seconds: float
+    dry: bool = False
+
+    @property
+    def points(self) -> int:
+        """Points copied."""
+        return sum(item["result"]["done"] for item in self.steps if item["type"] == "copy_points" and item["result"])
+
+
+def apply(
+    context: Context, plan: Plan, *, dry_run: bool = False, progress: Progress | None = None,
+    stop: threading.Event | None = None, say: Callable[[str], None] = lambda _message: None,
+) -> Outcome:  # fmt: skip
+    """Carry out a plan that was made before. Refuses one that is stale, altered or was applied (PlanRefused)."""
+    refuse_blocked(plan)
+    if dry_run:
+        return _dry_run(context, plan, progress, stop, say)
+    with context.ledger() as ledger:
+        for row in ledger.runs_of(plan.job):
+            if row["plan_digest"] == plan.plan_digest and row["status"] in ("completed", "rolled_back"):
+                raise PlanRefused(
+                    "This plan was applied before",
+                    f"run {row['run']}, {row['finished']}",
+                    "A plan is applied once; plan again",
+                )
+        unfinished = ledger.unfinished(plan.job)
+        if unfinished and unfinished["plan_digest"] == plan.plan_digest:
+            return _resume(context, ledger, unfinished, progress, stop, say)
+        if unfinished and not (plan.purpose == "rollback" and plan.of_run == unfinished["run"]):
+            planner.refuse_unfinished(ledger, plan.job)
+        run = f"r-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid4().hex[:6]}"
+        with _leased(context, ledger, plan, run) as lease:
+            _refuse_stale(context, plan)
+            ledger.start_run(lease, plan, plan.dumps())
+            ledger.write_log(run, "info", f"started: {plan.purpose} of job {plan.job}", plan=plan.plan_digest)
+            return _execute(context, ledger, lease, plan, progress, stop, say)
+
+
+def resume(
+    context: Context, job: str, *, progress: Progress | None = None, stop: threading.Event | None = None,
+    say: Callable[[str], None] = lambda _message: None,
+) -> Outcome:  # fmt: skip
+    """Go on with the unfinished run of a job, from its checkpoints. NotFound when there is none."""
+    with context.ledger() as ledger:
+        name = job_of(context, ledger, job)
+        row = ledger.unfinished(name)
+        if row is None:
+            raise NotFound("Nothing to resume", f"job {name} has no unfinished run", f"vecrun status {name}")
+        return _resume(context, ledger, row, progress, stop, say)
+
+
+def unfinished_of(context: Context, job: Job) -> dict[str, Any] | None:
+    """The unfinished run that `apply JOB.yaml` goes on with. VecrunError when the spec changed since it began."""
+    with context.ledger() as ledger:
+        row: dict[str, Any] | None = ledger.unfinished(job.name)
+        if row is None or row["purpose"] == "rollback":
+            return row
+        if loads(row["plan"], f"run {row['run']}").spec_digest != job.digest:
+            raise VecrunError(
+                "The spec changed while a run of it is unfinished",
+                f"run {row['run']} of job {job.name} is {row['status']} and was planned from another spec",
+                f"Finish it as planned: vecrun resume {job.name}\nOr undo it: vecrun rollback {job.name}",
+            )
+        return row
+
+
+def refuse_blocked(plan: Plan) -> None:
+    """VecrunError when the plan has findings that nobody accepted."""
+    if plan.blocked:
+        lines = [f"{item.code} {item.where}: {item.message}" for item in plan.notices if item.blocking]
+        hints = sorted({item.code for item in plan.notices if item.blocking and item.code.startswith(("VL", "VD1"))})
+        hint = "Mend them in the spec or in the stores, and plan again"
+        if hints:
+            hint += f"\nWhat is wanted can be accepted in the spec: accept: [{{code: {hints[0]}, reason: why}}]"
+        raise VecrunError("The plan cannot be applied as it is", "\n".join(lines), hint)
+
+
+def _resume(
+    context: Context, ledger: Ledger, row: dict[str, Any], progress: Progress | None, stop: threading.Event | None,
+    say: Callable[[str], None],
+) -> Outcome:  # fmt: skip
+    plan = loads(row["plan"], f"run {row['run']}")
+    with _leased(context, ledger, plan, row["run"]) as lease:
+        _refuse_moved_connections(context, plan)
+        ledger.set_run(lease, status="running", control=None, error=None)
+        ledger.write_log(row["run"], "info", "resumed")
+        for number, step in enumerate(ledger.steps_of(row["run"])):
+            if isinstance(plan.steps[number], VerifyPoints) and step["status"] == "failed":
+                ledger.restart_step(lease, number)
+        return _execute(context, ledger, lease, plan, progress, stop, say)
+
+
+@contextmanager
+def _leased(context: Context, ledger: Ledger, plan: Plan, run: str) -> Iterator[Lease]:
+    """Hold the job and every collection that is written, for one run."""
+    names = {f"job:{plan.job}"}
+    for step in plan.steps:
+        target = getattr(step, "target", None)
+        if isinstance(target, Place) and not isinstance(step, VerifyPoints):
+            names.add(f"collection:{target}")
+    lease = ledger.acquire(sorted(names), run, context.settings.workspace.limits.lease_seconds)
+    try:
+        yield lease
+    finally:
+        with suppress(VecrunError):
+            ledger.release(lease)
+
+
+def _refuse_moved_connections(context: Context, plan: Plan) -> None:
+    with World(context.settings, "read", plan.inline) as world:
+        for name, wanted in plan.connections.items():
+            if world.digest(name) != wanted:
+                raise PlanRefused(
+                    "The plan is stale",
+                    f"connection {name} points somewhere else than when the plan was made",
+                    "Plan again, or put the connection back",
+                )
+
+
+def _refuse_stale(context: Context, plan: Plan) -> None:
+    """PlanRefused when the state or anything the plan touches moved since; says what."""
+    _refuse_moved_connections(context, plan)
+    state = context.states.load(plan.job)
+    moved = []
+    if state.lineage != plan.lineage:
+        moved.append("the plan was made in another workspace (lineage differs)")
+    elif state.serial != plan.serial:
+        moved.append(f"the job's state has serial {state.serial}, the plan was made at {plan.serial}")
+    with World(context.settings, "read", plan.inline) as world:
+        moved += planner.compare(plan.world, planner.observe(world, plan.world))
+        serving = context.states.serving().pointers
+        for step in plan.steps:
+            if isinstance(step, SetServing) and serving.get(step.name) != step.before:
+                moved.append(f"the serving pointer {step.name} is {serving.get(step.name)}, not {step.before}")
+    if moved:
+        raise PlanRefused("The plan is stale", "\n".join(moved), "Plan again, and look at what changed")
+
+
+def _execute(
+    context: Context, ledger: Ledger, lease: Lease, plan: Plan, progress: Progress | None, stop: threading.Event | None,
+    say: Callable[[str], None],
+) -> Outcome:  # fmt: skip
+    began = time.monotonic()
+    run = Run(
+        lease.run, plan, ledger, lease, World(context.settings, "write", plan.inline), context.states,
+        context.settings.workspace.limits, stop or threading.Event(), say,
+    )  # fmt: skip
+    try:
+        Embedded(run, progress or no_progress).execute()
+        _record(context, run)
+    except BaseException as exc:
+        _record_failure(run, exc)
+        raise
+    finally:
+        run.world.close()
+    return _outcome(run, time.monotonic() - began)
+
+
+def _record(context: Context, run: Run) -> None:
+    """After the last step: the state, then the ledger's verdict. Harmless when repeated after a crash in between."""
+    plan, ledger, lease = run.plan, run.ledger, run.lease
+    state = context.states.load(plan.job)
+    crash.point("state", "before")
+    new = _rolled_back(state, plan) if plan.purpose == "rollback" else _applied(state, plan, run)
+    context.states.save(new, lambda: ledger.guard(lease))
+    crash.point("state", "after")
+    if plan.of_run:
+        ledger.mark_run(plan.of_run, status="rolled_back", finished=now())
+    ledger.write_log(lease.run, "info", "completed")
+    ledger.set_run(lease, status="completed", finished=now(), error=None)
+    crash.point("state", "recorded")
+
+
+def _applied(state: State, plan: Plan, run: Run) -> State:
+    places = tuple(Observed(place=item.place, role=item.role, count=None, schema_digest=None) for item in plan.world)
+    world = planner.observe(run.world, places)
+    if state.applied and state.applied[-1].run == run.run:  # written before a crash
+        return state
+    finished = datetime.now(UTC)
+    record = Applied(
+        run=run.run, plan_digest=plan.plan_digest, spec_digest=plan.spec_digest,
+        finished=finished.isoformat(timespec="seconds"),
+        expires=(finished + timedelta(seconds=duration_seconds(plan.retention))).isoformat(timespec="seconds"),
+    )  # fmt: skip
+    live = {step.name: step.after for step in plan.steps if isinstance(step, SetServing) and step.after}
+    return state.model_copy(
+        update={
+            "kind": plan.kind, "spec_digest": plan.spec_digest, "status": "applied", "live": live, "world": world,
+            "applied": (*state.applied, record), "pinned": None,
+        }
+    )  # fmt: skip
+
+
+def _rolled_back(state: State, plan: Plan) -> State:
+    live = {step.name: step.after for step in plan.steps if isinstance(step, SetServing) and step.after}
+    return state.model_copy(
+        update={
+            "kind": plan.kind, "status": "rolled_back", "pinned": plan.spec_digest, "spec_digest": None, "live": live,
+            "world": (),
+            "applied": tuple(item for item in state.applied if item.run != plan.of_run),
+        }
+    )  # fmt: skip
+
+
+def _record_failure(run: Run, exc: BaseException) -> None:
+    """The run's status after an error. A lost lease writes nothing: somebody else owns the run now."""
+    if isinstance(exc, LeaseLost) or run.dry:
+        return
+    status = "failed"
+    if isinstance(exc, Interrupted | KeyboardInterrupt):
+        status = "cancelled" if "Cancelled" in str(exc) else "paused"
+    with suppress(VecrunError):
+        for number, row in enumerate(run.ledger.steps_of(run.run)):
+            if row["status"] == "running" and isinstance(exc, VerificationFailed):
+                run.ledger.set_step(run.lease, number, "failed")
+        run.ledger.write_log(run.run, "error" if status == "failed" else "info", f"{status}: {exc}")
+        run.ledger.set_run(run.lease, status=status, error=str(exc) if status == "failed" else None, control=None)
+
+
+def _outcome(run: Run, seconds: float) -> Outcome:
+    rows = run.ledger.steps_of(run.run)
+    steps = tuple(
+        {"type": step.type, "status": row["status"], "result": row["result"]}
+        for step, row in zip(run.plan.steps, rows, strict=True)
+    )
+    return Outcome(run.run, run.plan.job, run.plan.purpose, "completed", steps, seconds, run.dry)
+
+
+def no_progress(_number: int, _step: Any, _parts: list[Partition]) -> None:
+    return None
+
+
+def _dry_run(
+    context: Context, plan: Plan, progress: Progress | None, stop: threading.Event | None, say: Callable[[str], None]
+) -> Outcome:
+    """Walk the whole plan over stores that discard writes, with a ledger in memory. Nothing is left behind."""
+    _refuse_stale(context, plan)
+    began = time.monotonic()
+    with Ledger.temporary() as ledger, World(context.settings, "dry", plan.inline) as world:
+        lease = ledger.acquire(["dry-run"], "dry-run", 3600)
+        ledger.start_run(lease, plan, plan.dumps())
+        run = Run(
+            "dry-run", plan, ledger, lease, world, context.states, context.settings.workspace.limits,
+            stop or threading.Event(), say,
+        )  # fmt: skip
+        Embedded(run, progress or no_progress).execute()
+        return _outcome(run, time.monotonic() - began)

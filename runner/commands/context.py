@@ -1,0 +1,82 @@
+"""The workspace a verb works on, and how jobs and runs are found in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runner.errors import NotFound
+from runner.kinds import spec_models
+from runner.settings import Settings, find_root
+from runner.settings import load as load_settings
+from runner.spec import Job, load_job, suggest
+from runner.state import StateDirectory
+from runner.world import connection_model
+
+if TYPE_CHECKING:
+    from runner.ledger import Ledger
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every verb works on: a workspace in one environment, and its variables."""
+
+    settings: Settings
+    variables: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def states(self) -> StateDirectory:
+        return StateDirectory(self.settings.state_directory)
+
+    @contextmanager
+    def ledger(self) -> Iterator[Ledger]:
+        """The ledger, open for one verb."""
+        from runner.ledger import Ledger
+
+        ledger = Ledger(self.settings.ledger_url)
+        try:
+            yield ledger
+        finally:
+            ledger.close()
+
+
+def open_context(
+    workspace: Path | None = None, environment: str = "", variables: Mapping[str, Any] | None = None
+) -> Context:
+    """Find and check the workspace at or above `workspace` (default: the current folder)."""
+    root = find_root((workspace or Path.cwd()).resolve())
+    settings = load_settings(root, environment, connection_model)
+    return Context(settings, settings.variables | dict(variables or {}))
+
+
+def load(context: Context, path: Path) -> Job:
+    """Read and check one job file."""
+    return load_job(path, spec_models(), context.variables)
+
+
+def job_name(context: Context, job: str) -> str:
+    """A job given by name or by its file."""
+    path = Path(job)
+    return load(context, path).name if path.suffix in (".yaml", ".yml") and path.exists() else job
+
+
+def find_run(context: Context, ledger: Ledger, name: str) -> dict[str, Any]:
+    if name.startswith("r-"):
+        with suppress(NotFound):
+            return ledger.run(name)
+    job = job_of(context, ledger, name)
+    for row in ledger.runs_of(job):
+        return ledger.run(row["run"])
+    raise NotFound("No run", f"job {job} was never applied", "vecrun runs")
+
+
+def job_of(context: Context, ledger: Ledger, name: str) -> str:
+    """A job by name or file; NotFound when neither a run nor a state of it exists."""
+    job = job_name(context, name)
+    if not ledger.runs_of(job) and job not in context.states.jobs():
+        known = sorted({row["job"] for row in ledger.runs_of()} | set(context.states.jobs()))
+        raise NotFound("No such job", f"{name!r} has no runs and no state", suggest(name, known))
+    return job

@@ -1,0 +1,75 @@
+"""`status`, `runs`, `logs`, and the wishes `pause` and `cancel` that a run looks for between batches."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from runner.commands.context import Context, find_run, job_of
+from runner.errors import VecrunError
+from runner.plan import CopyPoints, Plan, VerifyPoints, loads
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """Where a run stands. Counts are of the step at work, or of all points copied when none is."""
+
+    run: dict[str, Any]
+    plan: Plan
+    steps: tuple[dict[str, Any], ...]
+    done: int
+    total: int
+    seconds_left: float | None
+
+
+def status(context: Context, name: str) -> RunStatus:
+    """Status of a run, or of the newest run of a job. NotFound."""
+    with context.ledger() as ledger:
+        row = find_run(context, ledger, name)
+        plan = loads(row["plan"], f"run {row['run']}")
+        rows = ledger.steps_of(row["run"])
+        steps, done, left = [], 0, None
+        for number, (step, state) in enumerate(zip(plan.steps, rows, strict=True)):
+            item = {"type": step.type, "status": state["status"], "result": state["result"], "step": step}
+            if isinstance(step, CopyPoints | VerifyPoints):
+                parts = ledger.partitions_of(row["run"], number)
+                item["done"], item["points"] = sum(part.done for part in parts), step.points
+                item["partitions"] = f"{sum(part.status == 'done' for part in parts)}/{len(parts)}"
+                if isinstance(step, CopyPoints):
+                    done += item["done"]
+                if state["status"] == "running" and state["started"] and item["done"] and row["status"] == "running":
+                    passed = (datetime.now(UTC) - datetime.fromisoformat(state["started"])).total_seconds()
+                    left = max(step.points - item["done"], 0) * passed / item["done"]
+            steps.append(item)
+        row.pop("plan")
+        return RunStatus(row, plan, tuple(steps), done, plan.points, left)
+
+
+def runs(context: Context, job: str | None = None) -> list[dict[str, Any]]:
+    """History: all runs, newest first."""
+    with context.ledger() as ledger:
+        found: list[dict[str, Any]] = ledger.runs_of(job_of(context, ledger, job) if job else None)
+        return found
+
+
+def logs(context: Context, name: str, after: int = 0) -> list[dict[str, Any]]:
+    """Log of a run, or of a job's newest run."""
+    with context.ledger() as ledger:
+        found: list[dict[str, Any]] = ledger.read_log(find_run(context, ledger, name)["run"], after)
+        return found
+
+
+def control(context: Context, name: str, wish: str) -> str:
+    """Ask a running run to pause or cancel. Returns the run. An unfinished run nobody works on is marked at once."""
+    with context.ledger() as ledger:
+        row = find_run(context, ledger, name)
+        if row["status"] in ("completed", "rolled_back"):
+            raise VecrunError("The run has ended", f"run {row['run']} is {row['status']}", "vecrun runs")
+        held = {item["run"] for item in ledger.holders() if item["expires"] > time.time()}
+        if row["run"] in held:
+            ledger.ask(row["run"], wish)
+        else:
+            ledger.mark_run(row["run"], status="cancelled" if wish == "cancel" else "paused")
+        return str(row["run"])

@@ -1,0 +1,75 @@
+"""Connections, locks and state documents: what an operator looks at and mends."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from runner.commands.context import Context
+from runner.errors import NotFound, VecrunError
+from runner.state import State
+from runner.store import Health
+from runner.world import World
+
+
+@dataclass(frozen=True)
+class ConnectionTest:
+    """Answer of one connection, or its error."""
+
+    name: str
+    type: str
+    health: Health | None
+    error: VecrunError | None
+    collections: int = 0
+
+
+def test_connections(context: Context, names: Iterable[str] = ()) -> list[ConnectionTest]:
+    """Open each connection, ask for its version, rights and latency."""
+    settings = context.settings
+    wanted = list(names) or sorted(
+        set(settings.workspace.connections)
+        | set(getattr(settings.workspace.environments.get(settings.environment), "connections", {}))
+    )
+    found = []
+    for name in wanted:
+        kind = str(settings.connection(name).get("type"))
+        with World(settings, "read") as world:
+            try:
+                if kind == "sql":
+                    began = time.monotonic()
+                    database = world.database(name)
+                    with database.transaction() as connection:
+                        version = ".".join(str(part) for part in connection.dialect.server_version_info or ())
+                    health = Health(
+                        f"{database.engine.dialect.name} {version}".strip(), (time.monotonic() - began) * 1000
+                    )
+                    found.append(ConnectionTest(name, kind, health, None))
+                else:
+                    store = world.store(name)
+                    found.append(ConnectionTest(name, kind, store.health(), None, len(store.collections())))
+            except VecrunError as exc:
+                found.append(ConnectionTest(name, kind, None, exc))
+    return found
+
+
+def locks(context: Context) -> list[dict[str, Any]]:
+    """Leases that are held."""
+    with context.ledger() as ledger:
+        clock = time.time()
+        return [item | {"expired": item["expires"] < clock} for item in ledger.holders()]
+
+
+def release_lock(context: Context, name: str, token: int) -> None:
+    """An operator frees a lock, if it still is the one that was looked at."""
+    with context.ledger() as ledger:
+        if not ledger.force_release(name, token):
+            raise NotFound("No such lock", f"{name} with id {token} is not held", "vecrun lock list")
+
+
+def state(context: Context, job: str) -> State:
+    """The state document of a job. NotFound when it has none."""
+    if job not in context.states.jobs():
+        raise NotFound("No state", f"job {job}", "vecrun state list")
+    return context.states.load(job)

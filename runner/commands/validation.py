@@ -1,0 +1,74 @@
+"""`validate`: job files and workspace, offline. Imports no store client and no database library."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runner.commands.context import Context, load
+from runner.errors import Diagnostic, InvalidFile, NotFound
+from runner.kinds import kind_module
+from runner.spec import check_model
+from runner.world import connection_model
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What was checked and every problem found."""
+
+    files: tuple[str, ...]
+    problems: tuple[Diagnostic, ...]
+
+
+def validate(context: Context, paths: Iterable[Path]) -> Validation:
+    """Check job files (folders: all *.yaml and *.yml below) offline, and that the connections they name exist."""
+    files = list(_job_files(paths))
+    problems: list[Diagnostic] = []
+    names: dict[str, Path] = {}
+    for path in files:
+        try:
+            job = load(context, path)
+        except InvalidFile as exc:
+            problems += exc.diagnostics
+            continue
+        if job.name in names:
+            message = f"job name {job.name} is used by {names[job.name]} as well"
+            problems.append(job.document.diagnostic(("metadata", "name"), message))
+        names.setdefault(job.name, path)
+        named, inline = kind_module(job.kind).connections(job.spec)
+        for name in named:
+            try:
+                context.settings.connection(name)
+            except NotFound as exc:
+                at = next((key for key, value in _strings(job.document.data) if value == name), ("spec",))
+                problems.append(job.document.diagnostic(at, exc.detail, exc.hint))
+        for role, raw in inline.items():
+            try:
+                checked = check_model(connection_model(str(raw["type"])), raw, job.document, ("spec", role.strip("()")))
+                problems += checked if isinstance(checked, list) else []
+            except NotFound as exc:
+                problems.append(job.document.diagnostic(("spec", role.strip("()"), "type"), exc.detail))
+    return Validation(tuple(str(path) for path in files), tuple(problems))
+
+
+def _job_files(paths: Iterable[Path]) -> Iterable[Path]:
+    for path in paths:
+        if path.is_dir():
+            yield from sorted(item for item in path.rglob("*") if item.suffix in (".yaml", ".yml"))
+        elif path.exists():
+            yield path
+        else:
+            raise NotFound("No such file", str(path))
+
+
+def _strings(data: Any, at: tuple[str | int, ...] = ()) -> Iterable[tuple[tuple[str | int, ...], str]]:
+    if isinstance(data, dict):
+        for key, value in data.items():
+            yield from _strings(value, (*at, key))
+    elif isinstance(data, list):
+        for number, value in enumerate(data):
+            yield from _strings(value, (*at, number))
+    elif isinstance(data, str):
+        yield at, data

@@ -1,0 +1,137 @@
+"""What a user writes in a VectorMigration."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from runner.points import IdKind, VectorIndex
+from runner.settings import Duration
+from runner.spec import SpecModel
+from runner.transform import Cast, Condition
+
+#: Payload field that keeps the source id of mapped points, unless the spec names another.
+ORIGINAL_ID_FIELD = "_vecrun_id"
+
+Connection = Annotated[
+    str | dict[str, Any], Field(description="Name of a connection of vecrun.yaml, or one written here.")
+]
+
+
+class IdRule(SpecModel):
+    """Where target ids come from."""
+
+    mode: Literal["auto", "keep", "string", "uuid5"] = Field(
+        "auto", description="auto keeps ids the target can hold and maps the others; uuid5 makes a UUID of each."
+    )
+    keep_original_as: str | None = Field(
+        ORIGINAL_ID_FIELD,
+        description="Payload field for the source id of mapped points; null: the ledger alone has it.",
+    )
+    from_field: str | None = Field(None, description="Take the id from this payload field (undoes an earlier mapping).")
+    from_kind: IdKind = Field(IdKind.STRING, description="What the ids in from_field are.")
+
+
+class PayloadRule(SpecModel):
+    """Changes to payload fields on the way; applied in the order drop, rename, cast, set."""
+
+    drop: tuple[str, ...] = ()
+    rename: dict[str, str] = Field({}, description="old name -> new name")
+    cast: dict[str, Cast] = Field({}, description="field -> string, integer, float or boolean")
+    set: dict[str, Any] = Field({}, description="field -> constant value")
+
+
+class Cutover(SpecModel):
+    """The name readers use; it is switched to the target after verification."""
+
+    alias: str = Field(description="May hold {name}, the target collection's name.", examples=["kb_support"])
+
+
+class CollectionRule(SpecModel):
+    """Which collections, and what changes on their way."""
+
+    from_: str = Field(alias="from", min_length=1, description="A name, or a pattern with * and ?.")
+    to: str = Field("{name}", description="Name in the target; {name} is the source's.")
+    vectors: dict[str, str] = Field({}, description="source vector -> target vector; others are left behind if given.")
+    index: dict[str, VectorIndex] = Field({}, description="target vector -> index settings, instead of the source's.")
+    payload: PayloadRule = PayloadRule()
+    where: tuple[Condition, ...] = Field((), description="Copy only points for which all conditions hold.")
+    ids: IdRule = IdRule()
+    cutover: Cutover | None = Field(None, description="For this collection, instead of the job's.")
+
+
+class Verify(SpecModel):
+    """How source and target are compared before anything is switched."""
+
+    mode: Literal["count", "sample", "full"] = "full"
+    sample: int = Field(100, ge=1, le=1_000_000, description="Points to compare in mode sample.")
+
+
+class Documents(SpecModel):
+    """The relational table whose rows name points."""
+
+    connection: str = Field(description="A connection of type sql.")
+    table: str
+    id_column: str = "id"
+    vector_id_column: str = "vector_id"
+    collection_column: str | None = Field(None, description="Needed when ids of several collections are mapped.")
+
+
+class Acceptance(SpecModel):
+    """A finding that was looked at and is wanted."""
+
+    code: str = Field(pattern=r"^V[A-Z]\d{3}$", examples=["VL101"])
+    reason: str = Field(min_length=3)
+
+
+class VectorMigrationSpec(SpecModel):
+    """Spec of a VectorMigration."""
+
+    source: Connection
+    target: Connection
+    collections: tuple[CollectionRule, ...] | Literal["all"]
+    batch_size: int = Field(1000, ge=1, le=16_384, description="Points read and written at once.")
+    verify: Verify = Verify()
+    cutover: Cutover | None = None
+    documents: Documents | None = None
+    accept: tuple[Acceptance, ...] = Field(
+        (), description="Findings of the plan that are accepted, each with a reason."
+    )
+    retention: Duration | None = Field(None, description="How long it can be rolled back; default: the workspace's.")
+    source_after: Literal["keep", "delete"] = Field(
+        "keep", description="delete drops the source collections at the end."
+    )
+
+    @field_validator("collections")
+    @classmethod
+    def _some(cls, value: Any) -> Any:
+        if value == ():
+            raise ValueError("name at least one collection, or write all")
+        return value
+
+    @model_validator(mode="after")
+    def _different(self) -> VectorMigrationSpec:
+        for place, value in (("source", self.source), ("target", self.target)):
+            if isinstance(value, dict) and "type" not in value:
+                raise ValueError(f"{place}: an inline connection needs a type")
+        return self
+
+    @property
+    def rules(self) -> tuple[CollectionRule, ...]:
+        if self.collections == "all":
+            return (CollectionRule.model_validate({"from": "*"}),)
+        return self.collections
+
+
+def connections(spec: VectorMigrationSpec) -> tuple[list[str], dict[str, dict[str, Any]]]:
+    """Named and inline connections of the spec."""
+    named, inline = [], {}
+    for role, value in (("source", spec.source), ("target", spec.target)):
+        if isinstance(value, str):
+            named.append(value)
+        else:
+            inline[f"({role})"] = value
+    if spec.documents:
+        named.append(spec.documents.connection)
+    return named, inline
