@@ -6,7 +6,6 @@ order, hands partitions to the workers, and reads from the ledger when they are 
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,7 +15,7 @@ from dramatiq.brokers.stub import StubBroker
 from dramatiq.middleware import Shutdown, ShutdownNotifications
 
 from runner import crash, executor
-from runner.errors import Interrupted, ItemsFailed, LeaseLost, Permanent, VecrunError
+from runner.errors import Interrupted, ItemsFailed
 from runner.executor import Run
 from runner.ledger import Partition
 from runner.plan import Step
@@ -35,7 +34,6 @@ class Embedded:
     def __init__(self, run: Run, progress: Progress) -> None:
         self.run, self.progress = run, progress
         self.error: BaseException | None = None
-        self._over = threading.Event()
         self.broker = StubBroker(middleware=[ShutdownNotifications()], fail_fast_default=False)
         declare = dramatiq.actor(broker=self.broker, queue_name=QUEUE, actor_name="work_partition")
         self.actor = declare(self._work_partition)
@@ -60,8 +58,6 @@ class Embedded:
         self.broker.emit_after("process_boot")  # only dramatiq's own command line does this for us
         worker = dramatiq.Worker(self.broker, worker_threads=self.run.limits.workers, worker_timeout=100)
         worker.start()
-        renewal = threading.Thread(target=self._renew, name="lease", daemon=True)
-        renewal.start()
         try:
             rows = self.run.ledger.steps_of(self.run.run)
             for number, step in enumerate(self.run.plan.steps):
@@ -71,7 +67,6 @@ class Embedded:
             self.run.stop.set()
             raise
         finally:
-            self._over.set()
             worker.stop(timeout=60_000)
             self.broker.close()
 
@@ -90,7 +85,11 @@ class Embedded:
             result = executor.finish(self.run, number)
         else:
             self.progress(number, step, [])
-            result = executor.do(self.run, number)
+            try:
+                result = executor.do(self.run, number)
+            except executor.NotOurs:
+                ledger.set_step(lease, number, "pending")
+                raise
         crash.point(step.type, "after")
         ledger.set_step(lease, number, "done", result)
         crash.point(step.type, "recorded")
@@ -114,7 +113,9 @@ class Embedded:
             )
 
     def _check(self) -> None:
-        """Raise what stops the run: an error of a worker, a request from outside, Ctrl-C."""
+        """Raise what stops the run: a lost lease, an error of a worker, a request from outside, Ctrl-C."""
+        if self.run.keeper is not None and self.run.keeper.error is not None:
+            self.error = self.error or self.run.keeper.error
         if self.error is not None:
             self._drain()
             raise self.error
@@ -141,21 +142,3 @@ class Embedded:
         """Wait until the workers have finished their batch and checkpointed."""
         with suppress(Exception):
             self.broker.join(QUEUE, timeout=60_000)
-
-    def _renew(self) -> None:
-        """Keep the lease; when that is no longer possible, stop everything before it runs out."""
-        seconds = self.run.limits.lease_seconds
-        renewed = time.monotonic()
-        while not self._over.wait(seconds / 4):
-            try:
-                self.run.ledger.renew(self.run.lease, seconds)
-                renewed = time.monotonic()
-            except LeaseLost as exc:
-                self.error = self.error or exc
-                self.run.stop.set()
-                return
-            except VecrunError:
-                if time.monotonic() - renewed > seconds * 0.75:
-                    self.error = self.error or Permanent("The lease cannot be renewed", "the ledger does not answer")
-                    self.run.stop.set()
-                    return

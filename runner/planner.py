@@ -10,7 +10,8 @@ from typing import Any
 from runner import __version__
 from runner.errors import NotFound, VecrunError
 from runner.kinds import Draft, kind_module
-from runner.ledger import Ledger, now
+from runner.ledger import Ledger
+from runner.lock import now
 from runner.plan import (
     CopyPoints,
     CreateCollection,
@@ -19,6 +20,7 @@ from runner.plan import (
     Observed,
     Place,
     Plan,
+    SetServing,
     Step,
     loads,
     reversed_steps,
@@ -105,8 +107,8 @@ def rollback(
             if world.store(copy.source.connection).inspect(copy.source.collection) is None:
                 message = "the source is gone: after a rollback nothing would serve these points"
                 notices.append(Notice(code=SOURCE_GONE, message=message, where=str(copy.source), blocking=True))
-        steps = [_with_points(step, world) for step in undo]
-        notices += _new_points(run, state, steps, discard=discard_new_points)
+        steps = [_as_it_stands(step, world) for step in undo]
+        notices += _new_points(run, plan, state, steps, discard=discard_new_points)
         places = _touched(begun)
         return Plan(
             tool_version=__version__,
@@ -137,8 +139,10 @@ def _irreversible(step: Step) -> Notice:
     )
 
 
-def _with_points(step: Step, world: World) -> Step:
-    """A drop with the number of points that are there now, for the reader."""
+def _as_it_stands(step: Step, world: World) -> Step:
+    """A drop with the number of points that are there now; a pointer that a crashed run never switched, as it is."""
+    if isinstance(step, SetServing) and world.serving().get(step.name) == step.after:
+        return step.model_copy(update={"before": step.after})
     if not isinstance(step, DropCollection):
         return step
     store = world.store(step.target.connection)
@@ -146,19 +150,16 @@ def _with_points(step: Step, world: World) -> Step:
     return step.model_copy(update={"points": held})
 
 
-def _new_points(run: dict[str, Any], state: State, steps: list[Step], *, discard: bool) -> list[Notice]:
-    """Points that somebody wrote into the target since the run: dropping it would destroy the only copy."""
-    if run["status"] != "completed":
-        return []
+def _new_points(run: dict[str, Any], plan: Plan, state: State, steps: list[Step], *, discard: bool) -> list[Notice]:
+    """Points in the target that did not come from the run: dropping it would destroy the only copy."""
+    ours: dict[Place, int | None] = {step.target: step.points for step in plan.steps if isinstance(step, CopyPoints)}
+    if run["status"] == "completed":
+        ours |= {item.place: item.count for item in state.world}
     found = []
-    then = {item.place: item.count for item in state.world}
     for step in steps:
-        if not isinstance(step, DropCollection) or step.points is None:
-            continue
-        before = then.get(step.target)
-        if before is not None and step.points > before:
-            more = step.points - before
-            message = f"{more:,} points were written to the target since the run, and stand nowhere else"
+        if isinstance(step, DropCollection) and step.points is not None and step.points > (ours.get(step.target) or 0):
+            more = step.points - (ours.get(step.target) or 0)
+            message = f"{more:,} points of the target did not come from this run, and stand nowhere else"
             reason = "--discard-new-points" if discard else ""
             found.append(
                 Notice(code=NEW_POINTS, message=message, where=str(step.target), accepted=reason, blocking=not discard)

@@ -6,22 +6,25 @@ A workspace is the folder that holds it. Values that start with ./ or ../ are ta
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field
 
 from runner.errors import Diagnostic, InvalidFile, NotFound, register_secret
 from runner.spec import (
     REFERENCE,
     Document,
     SpecModel,
+    check_envelope,
     check_model,
     digest,
     literal_secrets,
     parse,
+    read_text,
+    shown,
     suggest,
 )
 
@@ -84,13 +87,6 @@ class Workspace(SpecModel):
     state: StateSettings = StateSettings()
     limits: Limits = Limits()
 
-    @model_validator(mode="after")
-    def _typed(self) -> Workspace:
-        for name, connection in self.connections.items():
-            if "type" not in connection:
-                raise ValueError(f"connection {name} has no type")
-        return self
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -120,7 +116,9 @@ class Settings:
         chosen = self.workspace.environments.get(self.environment)
         connections = self.workspace.connections | (chosen.connections if chosen else {})
         if name not in connections:
-            raise NotFound("No such connection", f"{name!r} in {self.document.file}", suggest(name, connections))
+            raise NotFound(
+                "No such connection", f"{self.document.file} has no connection {name!r}", suggest(name, connections)
+            )
         return connections[name]
 
     def connection_digest(self, name: str) -> str:
@@ -177,42 +175,60 @@ def find_root(start: Path) -> Path:
     for folder in (start, *start.parents):
         if (folder / FILE_NAME).is_file():
             return folder
-    raise NotFound("No workspace here", f"no {FILE_NAME} in {start} or above", "vecrun init")
+    raise NotFound(
+        "No workspace here",
+        f"no {FILE_NAME} in {start} or above",
+        "Make one: vecrun init. Or name it: vecrun -w FOLDER …",
+    )
 
 
 def load(root: Path, environment: str = "", check_connection: Callable[[str], Any] | None = None) -> Settings:
     """Read and check vecrun.yaml; `check_connection(type)` gives the model of a connection type."""
     path = root / FILE_NAME
-    file = os.path.relpath(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as exc:
-        raise InvalidFile([Diagnostic(file, 0, "", f"cannot be read: {exc}")]) from exc
-    document = parse(text, file)
-    workspace = check_model(Workspace, document.data, document, ())
-    problems = (workspace if isinstance(workspace, list) else []) + literal_secrets(document)
-    if isinstance(workspace, Workspace) and check_connection:
-        places = [(("connections",), workspace.connections)] + [
-            (("environments", name, "connections"), item.connections) for name, item in workspace.environments.items()
-        ]
-        for at, connections in places:
-            for name, raw in connections.items():
-                problems += _check_connection(raw, (*at, name), document, check_connection)
-    if isinstance(workspace, Workspace) and environment and environment not in workspace.environments:
+    file = shown(path)
+    document = parse(read_text(path), file)
+    keys = [item.alias or name for name, item in Workspace.model_fields.items()]
+    problems = check_envelope(document, ["Workspace"], "a workspace", keys)
+    if not isinstance(document.data, dict):
+        raise InvalidFile(problems)
+    body = {key: value for key, value in document.data.items() if key in keys and key not in ("apiVersion", "kind")}
+    workspace = check_model(Workspace, body, document, ())
+    problems += (workspace if isinstance(workspace, list) else []) + literal_secrets(document)
+    if check_connection:
+        for at, raw in _connections(document.data):
+            problems += _check_connection(raw, at, document, check_connection)
+    if problems or isinstance(workspace, list):
+        raise InvalidFile(sorted(problems, key=lambda item: item.line))
+    if environment and environment not in workspace.environments:
         raise NotFound(
             "No such environment", f"{environment!r} in {file}", suggest(environment, workspace.environments)
         )
-    if problems or isinstance(workspace, list):
-        raise InvalidFile(sorted(problems, key=lambda item: item.line))
     return Settings(root, workspace, document, environment)
+
+
+def _connections(data: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+    """Every connection of the file with its place, whatever else is wrong with the file."""
+    places: list[tuple[tuple[str, ...], Any]] = [((), data)]
+    environments = data.get("environments")
+    if isinstance(environments, dict):
+        places += [(("environments", name), item) for name, item in environments.items()]
+    for at, holder in places:
+        connections = holder.get("connections") if isinstance(holder, dict) else None
+        for name, raw in (connections if isinstance(connections, dict) else {}).items():
+            if isinstance(raw, dict):
+                yield (*at, "connections", name), raw
 
 
 def _check_connection(
     raw: dict[str, Any], at: tuple[str, ...], document: Document, model_of: Callable[[str], Any]
 ) -> list[Diagnostic]:
+    if "type" not in raw:
+        return [document.diagnostic((*at, "type"), "this key is missing", "it chooses the store: files, qdrant, …")]
     try:
-        model = model_of(str(raw.get("type")))
+        model = model_of(str(raw["type"]))
     except NotFound as exc:
-        return [document.diagnostic((*at, "type"), exc.detail)]
+        return [
+            document.diagnostic((*at, "type"), f"{exc.summary[0].lower()}{exc.summary[1:]}: {exc.detail}", exc.hint)
+        ]
     checked = check_model(model, raw, document, at)
     return checked if isinstance(checked, list) else []

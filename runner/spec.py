@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -16,13 +17,15 @@ from typing import Annotated, Any, TypeVar
 import jinja2
 import jinja2.sandbox
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from runner.errors import Diagnostic, InvalidFile
+from runner.errors import Diagnostic, InvalidFile, NotFound
 from runner.points import json_dumps
 
 API_VERSION = "vecrun/v1"
 NAME_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
+#: Parts a document may have with its YAML aliases written out: a few lines of nested aliases could fill the memory.
+MAX_PARTS = 100_000
 #: A secret reference: ${env:NAME} or ${file:/path}.
 REFERENCE = re.compile(r"\$\{(env|file):([^}]*)\}")
 
@@ -39,9 +42,16 @@ class SpecModel(BaseModel):
 class Metadata(SpecModel):
     """Who the job is."""
 
-    name: Name
+    name: Name = Field(json_schema_extra={"not": {"const": "serving"}})
     description: str = ""
     labels: dict[str, str] = {}
+
+    @field_validator("name")
+    @classmethod
+    def _free(cls, value: str) -> str:
+        if value == "serving":
+            raise ValueError("no job can be called serving: the state directory keeps the serving pointers under it")
+        return value
 
 
 @dataclass(frozen=True)
@@ -77,6 +87,26 @@ class Job:
     document: Document
     digest: str
     description: str = ""
+
+
+def read_text(path: Path) -> str:
+    """The text of a file a user wrote. NotFound when there is none, InvalidFile when it is not UTF-8."""
+    file = shown(path)
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as exc:
+        raise NotFound("No such file", file) from exc
+    except OSError as exc:
+        raise InvalidFile([Diagnostic(file, 0, "", f"cannot be read: {exc.strerror}")]) from exc
+    except UnicodeDecodeError as exc:
+        line = path.read_bytes()[: exc.start].count(b"\n") + 1
+        raise InvalidFile([Diagnostic(file, line, "", "not UTF-8 text", "save the file as UTF-8")]) from exc
+
+
+def shown(path: Path) -> str:
+    """A path as messages name it: from the current folder where it is below that."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative
 
 
 def render(text: str, file: str, variables: Mapping[str, Any]) -> str:
@@ -117,24 +147,23 @@ _Loader.yaml_implicit_resolvers = {
 
 def parse(text: str, file: str) -> Document:
     """One YAML document with positions. Syntax errors, a second document and doubled keys are InvalidFile."""
-    loader = _Loader(text)
-    try:
-        node = loader.get_single_node()
-    except yaml.MarkedYAMLError as exc:
-        mark = exc.problem_mark or exc.context_mark
-        line = mark.line + 1 if mark else 1
-        raise InvalidFile([Diagnostic(file, line, "", f"not YAML: {exc.problem or exc.context}")]) from exc
-    except yaml.YAMLError as exc:
-        raise InvalidFile([Diagnostic(file, 1, "", f"not YAML: {exc}")]) from exc
-    if node is None:
-        raise InvalidFile([Diagnostic(file, 1, "", "the file is empty")])
     lines: dict[tuple[str | int, ...], int] = {}
     problems: list[Diagnostic] = []
+    above: list[yaml.Node] = []
+    loader: _Loader | None = None
 
     def walk(at: tuple[str | int, ...], part: yaml.Node, line: int) -> Any:
+        assert loader is not None
         lines[at] = line
+        if part in above or len(lines) > MAX_PARTS:
+            reason = "an alias that holds itself" if part in above else f"more than {MAX_PARTS:,} values"
+            raise yaml.MarkedYAMLError(problem=reason, problem_mark=part.start_mark)
+        if isinstance(part, yaml.ScalarNode):
+            return loader.construct_object(part, deep=True)
+        above.append(part)
+        result: Any
         if isinstance(part, yaml.MappingNode):
-            result: dict[Any, Any] = {}
+            result = {}
             for key_node, value_node in part.value:
                 key = loader.construct_object(key_node, deep=True)
                 place = key_node.start_mark.line + 1
@@ -144,30 +173,42 @@ def parse(text: str, file: str) -> Document:
                     )
                     key = str(key)
                 if key in result:
-                    problems.append(
-                        Diagnostic(file, place, ".".join(map(str, (*at, key))), "this key stands here twice")
-                    )
+                    field, hint = ".".join(map(str, (*at, key))), f"it is on line {lines[(*at, key)]} too; keep one"
+                    problems.append(Diagnostic(file, place, field, "this key stands here twice", hint))
                 result[key] = walk((*at, key), value_node, place)
-            return result
-        if isinstance(part, yaml.SequenceNode):
-            return [walk((*at, number), item, item.start_mark.line + 1) for number, item in enumerate(part.value)]
-        return loader.construct_object(part, deep=True)
+        else:
+            result = [walk((*at, number), item, item.start_mark.line + 1) for number, item in enumerate(part.value)]
+        above.pop()
+        return result
 
     try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            raise InvalidFile([Diagnostic(file, 1, "", "the file is empty")])
         data = walk((), node, 1)
-    except (yaml.YAMLError, ValueError) as exc:
+    except yaml.MarkedYAMLError as exc:
+        mark = exc.problem_mark or exc.context_mark
+        line = mark.line + 1 if mark else 1
+        raise InvalidFile([Diagnostic(file, line, "", f"not YAML: {exc.problem or exc.context}")]) from exc
+    except yaml.reader.ReaderError as exc:
+        line = text.count("\n", 0, exc.position) + 1
+        message = f"not YAML: the character U+{int(exc.character):04X} is not allowed"
+        raise InvalidFile([Diagnostic(file, line, "", message)]) from exc
+    except (yaml.YAMLError, ValueError, RecursionError) as exc:
         raise InvalidFile([Diagnostic(file, 1, "", f"not YAML: {exc}")]) from exc
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
     if problems:
         raise InvalidFile(problems)
     return Document(file, data, lines)
 
 
-def check_envelope(document: Document, kinds: Iterable[str]) -> list[Diagnostic]:
-    """Problems of apiVersion, kind and the top-level keys. Kinds are matched exactly."""
+def check_envelope(document: Document, kinds: Iterable[str], what: str, keys: Sequence[str]) -> list[Diagnostic]:
+    """Problems of apiVersion, kind and the top-level keys. Kinds are matched exactly; `what` is 'a job', say."""
     if not isinstance(document.data, dict):
-        return [document.diagnostic((), "a job is a mapping with apiVersion, kind, metadata and spec")]
+        return [document.diagnostic((), f"{what} is a mapping with {', '.join(keys)}")]
     found = []
     version = document.data.get("apiVersion")
     if version != API_VERSION:
@@ -180,6 +221,9 @@ def check_envelope(document: Document, kinds: Iterable[str]) -> list[Diagnostic]
     if kind not in kinds:
         text = "kind is missing" if kind is None else f"kind {kind!r} is not known"
         found.append(document.diagnostic(("kind",), text, suggest(str(kind), kinds)))
+    found += [
+        document.diagnostic((key,), "unknown key", suggest(key, keys)) for key in document.data if key not in keys
+    ]
     return found
 
 
@@ -189,44 +233,92 @@ def check_model(model: type[T], data: Any, document: Document, at: tuple[str | i
         return model.model_validate(data)
     except ValidationError as exc:
         schema = model.model_json_schema()
-        return [_diagnose(error, schema, document, at) for error in exc.errors(include_url=False)]
+        found: dict[tuple[str | int, ...], list[Any]] = {}
+        for error in exc.errors(include_url=False):
+            found.setdefault(_place(error["loc"], schema, document, at), []).append(error)
+        # where several forms are allowed, the one that was meant is the one whose inside was looked at
+        meant = {place: errors for place, errors in found.items() if not _is_outdone(place, errors, found)}
+        return [_diagnose(place, errors, schema, document, at) for place, errors in meant.items()]
 
 
-def _diagnose(error: Any, schema: dict[str, Any], document: Document, at: tuple[str | int, ...]) -> Diagnostic:
-    loc, message, hint = tuple(error["loc"]), str(error["msg"]), ""
-    shown = [part for part in loc if not _is_branch(part, schema)]
-    match error["type"]:
+def _place(
+    loc: tuple[str | int, ...], schema: dict[str, Any], document: Document, at: tuple[str | int, ...]
+) -> tuple[str | int, ...]:
+    """A pydantic path without the names of the forms it tried."""
+    kept: tuple[str | int, ...] = ()
+    for part in loc:
+        if (*at, *kept, part) in document.lines or not _is_branch(part, schema):
+            kept = (*kept, part)
+    return kept
+
+
+def _is_outdone(place: tuple[str | int, ...], errors: list[Any], found: Iterable[tuple[str | int, ...]]) -> bool:
+    """Whether all errors at `place` say 'not this form' while another form was found wrong deeper inside."""
+    other_form = all(len(error["loc"]) > len(place) for error in errors)
+    return other_form and any(other[: len(place)] == place and len(other) > len(place) for other in found)
+
+
+_EXPECTED = {
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+    "greater_than_equal": "at least {ge}",
+    "less_than_equal": "at most {le}",
+    "greater_than": "more than {gt}",
+    "literal_error": "{expected}",
+    "enum": "{expected}",
+}
+
+
+def _diagnose(
+    place: tuple[str | int, ...],
+    errors: list[Any],
+    schema: dict[str, Any],
+    document: Document,
+    at: tuple[str | int, ...],
+) -> Diagnostic:
+    """One problem of one place, of all that pydantic says about it."""
+    first, hint = errors[0], ""
+    match first["type"]:
         case "extra_forbidden":
-            message, hint = "unknown key", suggest(str(loc[-1]), _keys_at(schema, loc[:-1]))
+            message, hint = "unknown key", suggest(str(place[-1]), _keys_at(schema, place[:-1]))
         case "missing":
             message = "this key is missing"
         case "value_error":
-            message = str(error["ctx"]["error"])
+            message = str(first["ctx"]["error"])
         case _:
-            value = error.get("input")
-            if isinstance(value, (str, int, float, bool)) or value is None:
-                found = "null" if value is None else repr(value)
-                message = f"{message[0].lower()}{message[1:]}, found {found}"
+            wanted = [_EXPECTED.get(error["type"], "").format(**error.get("ctx", {})) for error in errors]
+            if all(wanted):
+                message = "should be " + " or ".join(dict.fromkeys(wanted))
             else:
-                message = (
-                    f"{message[0].lower()}{message[1:]}, found a {'mapping' if isinstance(value, dict) else 'list'}"
-                )
-    return document.diagnostic((*at, *shown), message, hint)
+                message = f"{first['msg'][0].lower()}{first['msg'][1:]}"
+                hint = next((node["description"] for node in _nodes_at(schema, place) if "description" in node), "")
+            value = "(not shown)" if place and place[-1] in _SECRET_KEYS else first.get("input")
+            message += ", found " + (
+                "null" if value is None else repr(value) if isinstance(value, (str, int, float, bool))
+                else "a mapping" if isinstance(value, dict) else "a list"
+            )  # fmt: skip
+            hint = hint or meant(str(value), re.findall(r"'([^']*)'", message.partition(", found")[0]))
+    return document.diagnostic((*at, *place), message, hint)
 
 
 def _is_branch(part: str | int, schema: dict[str, Any]) -> bool:
-    """Whether a part of a pydantic path names a branch of a union rather than a key of the data."""
+    """Whether a part of a pydantic path names a form of a value rather than a key of the data."""
     text = str(part)
-    return (
-        text in schema.get("$defs", {})
-        or text in ("str", "int", "float", "bool")
-        or "[" in text
-        or ("-" in text[:9] and text.startswith(("function", "tagged")))
-    )
+    return text in schema.get("$defs", {}) or text in ("str", "int", "float", "bool") or "[" in text
 
 
-def _keys_at(schema: dict[str, Any], loc: tuple[str | int, ...]) -> list[str]:
-    """Property names allowed at a path of a JSON Schema."""
+def _nodes_at(schema: dict[str, Any], loc: tuple[str | int, ...]) -> list[dict[str, Any]]:
+    """The parts of a JSON Schema that speak about a path: several where a value may have several forms."""
     definitions = schema.get("$defs", {})
 
     def options(node: dict[str, Any]) -> list[dict[str, Any]]:
@@ -245,39 +337,38 @@ def _keys_at(schema: dict[str, Any], loc: tuple[str | int, ...]) -> list[str]:
                 step += options(node["properties"][part])
             elif isinstance(node.get("additionalProperties"), dict):
                 step += options(node["additionalProperties"])
-        nodes = step or nodes
-    return sorted({key for node in nodes for key in node.get("properties", {})})
+        nodes = step
+    return nodes
+
+
+def _keys_at(schema: dict[str, Any], loc: tuple[str | int, ...]) -> list[str]:
+    """Property names allowed at a path of a JSON Schema."""
+    return sorted({key for node in _nodes_at(schema, loc) for key in node.get("properties", {})})
+
+
+def meant(found: str, allowed: Iterable[str]) -> str:
+    """'did you mean …?' when something is near, else nothing."""
+    known = {item.lower(): item for item in allowed}
+    near = difflib.get_close_matches(found.lower(), known, 1, 0.6)
+    return f"did you mean {known[near[0]]}?" if near else ""
 
 
 def suggest(found: str, allowed: Iterable[str]) -> str:
-    """'did you mean …' when something is near, and what is allowed in any case."""
+    """'did you mean …?' when something is near, and what is allowed in any case."""
     allowed = list(allowed)
-    near = difflib.get_close_matches(found, allowed, 1, 0.6) or difflib.get_close_matches(
-        found.lower(), [item.lower() for item in allowed], 1, 0.6
-    )
-    meant = next((item for item in allowed if near and item.lower() == near[0].lower()), "")
     listing = f"allowed: {', '.join(allowed)}" if allowed else ""
-    return "; ".join(part for part in (f"did you mean {meant}?" if meant else "", listing) if part)
+    return "; ".join(part for part in (meant(found, allowed), listing) if part)
 
 
 def load_job(
     path: Path, kinds: Mapping[str, Callable[[], type[SpecModel]]], variables: Mapping[str, Any], shown_as: str = ""
 ) -> Job:
     """Read, render, parse and check one job file. Raises InvalidFile with every problem found."""
-    file = shown_as or str(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as exc:
-        reason = exc.strerror if isinstance(exc, OSError) else "not UTF-8 text"
-        raise InvalidFile([Diagnostic(file, 0, "", f"cannot be read: {reason}")]) from exc
-    document = parse(render(text, file, variables), file)
-    problems = check_envelope(document, kinds)
+    file = shown_as or shown(path)
+    document = parse(render(read_text(path), file, variables), file)
+    problems = check_envelope(document, kinds, "a job", ("apiVersion", "kind", "metadata", "spec"))
     if not isinstance(document.data, dict):
         raise InvalidFile(problems)
-    allowed = ("apiVersion", "kind", "metadata", "spec")
-    problems += [
-        document.diagnostic((key,), "unknown key", suggest(key, allowed)) for key in document.data if key not in allowed
-    ]
     metadata = check_model(Metadata, document.data.get("metadata", {}), document, ("metadata",))
     spec: SpecModel | list[Diagnostic] = []
     if document.data.get("kind") in kinds:
@@ -297,7 +388,9 @@ def load_job(
 
 
 _SECRET_KEYS = ("api_key", "password", "token", "secret")
-_URL_PASSWORD = re.compile(r"^[a-z][a-z0-9+.-]*://[^/@:]*:([^/@]+)@", re.IGNORECASE)
+_URL_PASSWORD = re.compile(
+    r"^[a-z][a-z0-9+.-]*://(?:[^/@:]*:([^/@]+)@|\S*[?&](?:password|token|api_key)=([^&\s]+))", re.IGNORECASE
+)
 
 
 def literal_secrets(document: Document) -> list[Diagnostic]:
@@ -307,11 +400,12 @@ def literal_secrets(document: Document) -> list[Diagnostic]:
         value: Any = document.data
         for part in path:
             value = value[part]
-        if not isinstance(value, str) or not value or not path:
+        if not isinstance(value, (str, int)) or value in ("", True, False) or not path:
             continue
+        value = str(value)
         password = _URL_PASSWORD.match(value)
         literal = path[-1] in _SECRET_KEYS and not REFERENCE.search(value)
-        if literal or (password and not REFERENCE.search(password.group(1))):
+        if literal or (password and not REFERENCE.search(password.group(1) or password.group(2))):
             found.append(
                 document.diagnostic(
                     path, "a secret is written out here", "use a reference: ${env:NAME} or ${file:/path}"

@@ -16,7 +16,7 @@ _VERBS = {
     "application": ("Outcome", "apply", "refuse_blocked", "resume", "unfinished_of"),
     "comparison": ("Verified", "drift", "verify"),
     "history": ("RunStatus", "control", "logs", "runs", "status"),
-    "operation": ("ConnectionTest", "locks", "release_lock", "state", "test_connections"),
+    "operation": ("ConnectionTest", "locks", "release_lock", "state", "check_connections"),
 }
 _MODULE_OF = {name: module for module, names in _VERBS.items() for name in names}
 

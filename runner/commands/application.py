@@ -16,7 +16,8 @@ from runner.actors import Embedded, Progress
 from runner.commands.context import Context, job_of
 from runner.errors import Interrupted, LeaseLost, NotFound, PlanRefused, VecrunError, VerificationFailed
 from runner.executor import Run
-from runner.ledger import Lease, Ledger, Partition, now
+from runner.ledger import FINAL, Ledger, Partition
+from runner.lock import Keeper, Lease, now
 from runner.plan import Observed, Place, Plan, SetServing, VerifyPoints, loads
 from runner.settings import duration_seconds
 from runner.spec import Job
@@ -64,11 +65,14 @@ def apply(
         if unfinished and not (plan.purpose == "rollback" and plan.of_run == unfinished["run"]):
             planner.refuse_unfinished(ledger, plan.job)
         run = f"r-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid4().hex[:6]}"
-        with _leased(context, ledger, plan, run) as lease:
+        stop = stop or threading.Event()
+        with _leased(context, ledger, plan, run, stop) as (lease, keeper):
             _refuse_stale(context, plan)
+            crash.point("run", "leased")
             ledger.start_run(lease, plan, plan.dumps())
+            crash.point("run", "started")
             ledger.write_log(run, "info", f"started: {plan.purpose} of job {plan.job}", plan=plan.plan_digest)
-            return _execute(context, ledger, lease, plan, progress, stop, say)
+            return _execute(context, ledger, lease, keeper, plan, progress, stop, say)
 
 
 def resume(
@@ -115,27 +119,37 @@ def _resume(
     say: Callable[[str], None],
 ) -> Outcome:  # fmt: skip
     plan = loads(row["plan"], f"run {row['run']}")
-    with _leased(context, ledger, plan, row["run"]) as lease:
+    stop = stop or threading.Event()
+    with _leased(context, ledger, plan, row["run"], stop) as (lease, keeper):
+        if ledger.run(row["run"])["status"] in FINAL:
+            raise NotFound(
+                "Nothing to resume", f"run {row['run']} came to its end meanwhile", f"vecrun status {plan.job}"
+            )
         _refuse_moved_connections(context, plan)
         ledger.set_run(lease, status="running", control=None, error=None)
         ledger.write_log(row["run"], "info", "resumed")
+        crash.point("run", "resumed")
         for number, step in enumerate(ledger.steps_of(row["run"])):
             if isinstance(plan.steps[number], VerifyPoints) and step["status"] == "failed":
                 ledger.restart_step(lease, number)
-        return _execute(context, ledger, lease, plan, progress, stop, say)
+        return _execute(context, ledger, lease, keeper, plan, progress, stop, say)
 
 
 @contextmanager
-def _leased(context: Context, ledger: Ledger, plan: Plan, run: str) -> Iterator[Lease]:
-    """Hold the job and every collection that is written, for one run."""
+def _leased(
+    context: Context, ledger: Ledger, plan: Plan, run: str, stop: threading.Event
+) -> Iterator[tuple[Lease, Keeper]]:
+    """Hold the job and every collection that is written, for one run; `stop` is set when that can no longer be."""
     names = {f"job:{plan.job}"}
     for step in plan.steps:
         target = getattr(step, "target", None)
         if isinstance(target, Place) and not isinstance(step, VerifyPoints):
             names.add(f"collection:{target}")
-    lease = ledger.acquire(sorted(names), run, context.settings.workspace.limits.lease_seconds)
+    seconds = context.settings.workspace.limits.lease_seconds
+    lease = ledger.acquire(sorted(names), run, seconds)
     try:
-        yield lease
+        with Keeper(ledger, lease, seconds, stop) as keeper:
+            yield lease, keeper
     finally:
         with suppress(VecrunError):
             ledger.release(lease)
@@ -172,13 +186,13 @@ def _refuse_stale(context: Context, plan: Plan) -> None:
 
 
 def _execute(
-    context: Context, ledger: Ledger, lease: Lease, plan: Plan, progress: Progress | None, stop: threading.Event | None,
-    say: Callable[[str], None],
+    context: Context, ledger: Ledger, lease: Lease, keeper: Keeper, plan: Plan, progress: Progress | None,
+    stop: threading.Event, say: Callable[[str], None],
 ) -> Outcome:  # fmt: skip
     began = time.monotonic()
     run = Run(
         lease.run, plan, ledger, lease, World(context.settings, "write", plan.inline), context.states,
-        context.settings.workspace.limits, stop or threading.Event(), say,
+        context.settings.workspace.limits, stop, say, keeper,
     )  # fmt: skip
     try:
         Embedded(run, progress or no_progress).execute()
@@ -201,6 +215,7 @@ def _record(context: Context, run: Run) -> None:
     crash.point("state", "after")
     if plan.of_run:
         ledger.mark_run(plan.of_run, status="rolled_back", finished=now())
+        crash.point("state", "marked")
     ledger.write_log(lease.run, "info", "completed")
     ledger.set_run(lease, status="completed", finished=now(), error=None)
     crash.point("state", "recorded")

@@ -25,7 +25,7 @@ class ConnectionTest:
     collections: int = 0
 
 
-def test_connections(context: Context, names: Iterable[str] = ()) -> list[ConnectionTest]:
+def check_connections(context: Context, names: Iterable[str] = ()) -> list[ConnectionTest]:
     """Open each connection, ask for its version, rights and latency."""
     settings = context.settings
     wanted = list(names) or sorted(

@@ -14,7 +14,8 @@ from runner import crash
 from runner.documents import chunks as chunk_tables
 from runner.errors import Permanent, VerificationFailed
 from runner.executor import copy, verify
-from runner.ledger import Lease, Ledger
+from runner.ledger import Ledger
+from runner.lock import Keeper, Lease
 from runner.plan import (
     ClearCollection,
     CopyPoints,
@@ -52,11 +53,16 @@ class Run:
     limits: Limits
     stop: threading.Event = field(default_factory=threading.Event)
     say: Callable[[str], None] = lambda _message: None
+    keeper: Keeper | None = None  # renews the lease meanwhile; None for a ledger that nobody else can open
 
     @property
     def dry(self) -> bool:
         """Whether writes are discarded."""
         return self.world.mode == "dry"
+
+
+class NotOurs(Permanent):
+    """A step found its work done by somebody else. It did nothing, so a rollback must not undo it."""
 
 
 def is_partitioned(step: Any) -> bool:
@@ -119,7 +125,7 @@ def do(run: Run, number: int) -> dict[str, Any]:
             if existing is None:
                 store.create(step.schema_)
             elif store.count(step.target.collection):
-                raise Permanent(
+                raise NotOurs(
                     "The target was filled by somebody else",
                     f"{step.target} did not exist when the plan was made, and holds points now",
                     f"Look at it, then: vecrun rollback {run.plan.job}",

@@ -115,9 +115,10 @@ def _copy(run: Run, number: int, step: CopyPoints, part: int, seconds: float) ->
 
 def clear(run: Run, step: ClearCollection) -> int:
     """Delete every point of a collection."""
-    store, deleted = run.world.store(step.target.connection), 0
-    for batch in store.scan(step.target.collection, KeyRange(), None, 1000):
-        ids = batch.ids
-        retried(lambda ids=ids: store.delete(step.target.collection, ids), run.limits, run.stop)  # type: ignore[misc]
-        deleted += len(ids)
+    store, name, deleted = run.world.store(step.target.connection), step.target.collection, 0
+    for keys in store.cut(name, 1):
+        for batch in store.scan(name, keys, None, 1000):
+            ids = batch.ids
+            retried(lambda ids=ids: store.delete(name, ids), run.limits, run.stop)  # type: ignore[misc]
+            deleted += len(ids)
     return deleted

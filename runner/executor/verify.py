@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from runner import crash
 from runner.errors import LeaseLost, VecrunError
 from runner.executor.flow import Reader, read_ahead, retried
 from runner.plan import VerifyPoints
@@ -68,9 +69,11 @@ def work(run: Run, number: int, step: VerifyPoints, part: int, seconds: float) -
 
     def checkpoint(status: str) -> None:
         nonlocal last_checkpoint
+        crash.point(step.type, "before_checkpoint")
         run.ledger.checkpoint(
             run.lease, number, part, cursor=cursor, read=read, done=equal, status=status, found=found[:MAX_FINDINGS]
         )
+        crash.point(step.type, "after_checkpoint")
         found.clear()
         last_checkpoint = time.monotonic()
 

@@ -101,7 +101,7 @@ def estimate(step: Step) -> str:
     """What the probe says a step needs; empty where nothing was measured."""
     parts = []
     if step.estimate.seconds is not None:
-        parts.append(f"at least {duration(step.estimate.seconds)}")
+        parts.append(f"reading alone {duration(step.estimate.seconds)}")
     if step.estimate.bytes is not None:
         parts.append(f"about {size(step.estimate.bytes)} of data")
     return ", ".join(parts)
@@ -151,7 +151,7 @@ def summary(plan: Plan) -> str:
     text = f"Plan: {count['create']} to create, {number(plan.points)} points to copy, {count['change']} to change, "
     text += f"{count['switch']} to switch, {count['delete']} to delete."
     if data:
-        text += f" At least {duration(seconds)} (reading alone, as measured), about {size(data)} of data."
+        text += f" Reading alone takes {duration(seconds)} as measured just now; about {size(data)} of data."
     return text
 
 

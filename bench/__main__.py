@@ -1,0 +1,32 @@
+"""`make bench`: points per second of `vecrun apply` against a hand-written loop over the same clients, and memory.
+
+vecrun's figure is the copy step of a real `vecrun apply` process (begin to end, as its ledger says), checkpoints
+included. The loop reads a page, converts it, writes it, commits, in one thread, as one would write it by hand with the
+same client and batch size, without checkpoints. Both run in turn in the same session; only the ratio means anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from bench import memory, pairs
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("pairs", nargs="*", choices=[*pairs.PAIRS, "memory", []], help="only these [default: all]")
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the usual number of points")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of each pair; the median ratio is printed")
+    arguments = parser.parse_args()
+    wanted = arguments.pairs or [*pairs.PAIRS, "memory"]
+    folder = Path(".bench").resolve()
+    pairs.run([name for name in wanted if name != "memory"], folder, arguments.scale, arguments.rounds)
+    if "memory" in wanted:
+        memory.run(folder, arguments.scale)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
