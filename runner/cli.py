@@ -229,17 +229,22 @@ def show_(context: Context, what: str, form: str, as_json: bool) -> None:
 @click.argument("what", type=click.Path(path_type=Path), metavar="PLANFILE|JOB.yaml")
 @click.option("--auto-approve", is_flag=True, help="Do not ask.")
 @click.option("--dry-run", is_flag=True, help="Read and transform everything, write nothing.")
+@click.option("--sample", type=click.IntRange(1), help="With --dry-run: only about so many points of each collection.")
 @click.option("--unpin", is_flag=True, help="Apply again what was rolled back.")
 @options
-def apply(context: Context, what: Path, auto_approve: bool, dry_run: bool, unpin: bool, as_json: bool) -> None:
+def apply(
+    context: Context, what: Path, auto_approve: bool, dry_run: bool, sample: int | None, unpin: bool, as_json: bool
+) -> None:
     """Carry out a saved plan, or plan a job, ask, and carry it out. Goes on with an unfinished run."""
     from runner import commands
     from runner import plan as plans
 
     if not what.exists():
         raise NotFound("No such file", str(what))
+    if sample is not None and not dry_run:
+        raise click.UsageError("--sample belongs to --dry-run")
     if what.suffix == ".json":
-        _run(context, plans.read(what), as_json=as_json, dry_run=dry_run)
+        _run(context, plans.read(what), as_json=as_json, dry_run=dry_run, sample=sample)
         return
     job = commands.load(context, what)
     if not dry_run and (row := commands.unfinished_of(context, job)):
@@ -256,7 +261,7 @@ def apply(context: Context, what: Path, auto_approve: bool, dry_run: bool, unpin
     commands.refuse_blocked(made)
     if not dry_run:
         _approve(auto_approve, as_json)
-    _run(context, made, as_json=as_json, dry_run=dry_run)
+    _run(context, made, as_json=as_json, dry_run=dry_run, sample=sample)
 
 
 def _approve(auto: bool, as_json: bool) -> None:
@@ -334,18 +339,20 @@ class Display:
             self.bar = None
 
 
-def _run(context: Context, made: Plan, *, as_json: bool, dry_run: bool) -> None:
+def _run(context: Context, made: Plan, *, as_json: bool, dry_run: bool = False, sample: int | None = None) -> None:
     from runner import commands
 
     display = Display(made, as_json)
     with _stoppable() as stop:
         try:
-            done = commands.apply(
-                context, made, dry_run=dry_run, progress=display, stop=stop, say=lambda line: click.echo(line, err=True)
-            )
+            done = commands.apply(context, made, dry_run=dry_run, sample=sample, progress=display, stop=stop, say=_say)
         finally:
             display.stop()
     _show_outcome(done, as_json)
+
+
+def _say(line: str) -> None:
+    click.echo(redact(line), err=True)
 
 
 def _resume(context: Context, job: str, as_json: bool) -> None:
@@ -354,9 +361,7 @@ def _resume(context: Context, job: str, as_json: bool) -> None:
     display = Display(commands.status(context, job).plan, as_json)
     with _stoppable() as stop:
         try:
-            done = commands.resume(
-                context, job, progress=display, stop=stop, say=lambda line: click.echo(line, err=True)
-            )
+            done = commands.resume(context, job, progress=display, stop=stop, say=_say)
         finally:
             display.stop()
     _show_outcome(done, as_json)
@@ -520,7 +525,7 @@ def rollback(
         return
     commands.refuse_blocked(made)
     _approve(auto_approve, as_json)
-    _run(context, made, as_json=as_json, dry_run=False)
+    _run(context, made, as_json=as_json)
 
 
 @cli.command()

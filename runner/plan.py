@@ -290,7 +290,7 @@ class Notice(Model):
         return cls(
             code=problem.code,
             message=problem.message,
-            where=" ".join(part for part in (where, problem.field) if part),
+            where=", ".join(part for part in (where, problem.field) if part),
             seen=seen,
             accepted=accepted if problem.acceptable else "",
             blocking=not problem.code.startswith("VI") and not (problem.acceptable and accepted),
@@ -321,6 +321,7 @@ class Plan(Model):
     created: str
     job: str
     kind: str
+    description: str = ""
     purpose: Literal["apply", "rollback"] = "apply"
     of_run: str | None = None  # the run a rollback undoes
     environment: str = ""
@@ -356,8 +357,8 @@ class Plan(Model):
         return digest(self.model_dump(mode="json", by_alias=True, exclude={"plan_digest"}))
 
     def identity(self) -> str:
-        """sha256 over what the plan does: the same for two plans that differ in time and measured estimates only."""
-        data = self.model_dump(mode="json", by_alias=True, exclude={"plan_digest", "created"})
+        """sha256 over what the plan does: the same for two plans that differ in time and in what a probe saw."""
+        data = self.model_dump(mode="json", by_alias=True, exclude={"plan_digest", "created", "overview"})
         for step in data["steps"]:
             del step["estimate"]
         for notice in data["notices"]:

@@ -44,13 +44,16 @@ class Outcome:
 
 
 def apply(
-    context: Context, plan: Plan, *, dry_run: bool = False, progress: Progress | None = None,
-    stop: threading.Event | None = None, say: Callable[[str], None] = lambda _message: None,
+    context: Context, plan: Plan, *, dry_run: bool = False, sample: int | None = None,
+    progress: Progress | None = None, stop: threading.Event | None = None, say: Callable[[str], None] = lambda _message: None,
 ) -> Outcome:  # fmt: skip
-    """Carry out a plan that was made before. Refuses one that is stale, altered or was applied (PlanRefused)."""
+    """Carry out a plan that was made before. Refuses one that is stale, altered or was applied (PlanRefused).
+
+    `dry_run` reads and transforms everything, or about `sample` points of each collection, and writes nothing.
+    """
     refuse_blocked(plan)
     if dry_run:
-        return _dry_run(context, plan, progress, stop, say)
+        return _dry_run(context, plan, sample, progress, stop, say)
     with context.ledger() as ledger:
         for row in ledger.runs_of(plan.job):
             if row["plan_digest"] == plan.plan_digest and row["status"] in ("completed", "rolled_back"):
@@ -192,7 +195,7 @@ def _execute(
     began = time.monotonic()
     run = Run(
         lease.run, plan, ledger, lease, World(context.settings, "write", plan.inline), context.states,
-        context.settings.workspace.limits, stop, say, keeper,
+        context.settings.workspace.limits, stop, say, keeper=keeper,
     )  # fmt: skip
     try:
         Embedded(run, progress or no_progress).execute()
@@ -281,7 +284,12 @@ def no_progress(_number: int, _step: Any, _parts: list[Partition]) -> None:
 
 
 def _dry_run(
-    context: Context, plan: Plan, progress: Progress | None, stop: threading.Event | None, say: Callable[[str], None]
+    context: Context,
+    plan: Plan,
+    sample: int | None,
+    progress: Progress | None,
+    stop: threading.Event | None,
+    say: Callable[[str], None],
 ) -> Outcome:
     """Walk the whole plan over stores that discard writes, with a ledger in memory. Nothing is left behind."""
     _refuse_stale(context, plan)
@@ -291,7 +299,7 @@ def _dry_run(
         ledger.start_run(lease, plan, plan.dumps())
         run = Run(
             "dry-run", plan, ledger, lease, world, context.states, context.settings.workspace.limits,
-            stop or threading.Event(), say,
+            stop or threading.Event(), say, sample=sample,
         )  # fmt: skip
         Embedded(run, progress or no_progress).execute()
         return _outcome(run, time.monotonic() - began)

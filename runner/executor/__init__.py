@@ -53,6 +53,7 @@ class Run:
     limits: Limits
     stop: threading.Event = field(default_factory=threading.Event)
     say: Callable[[str], None] = lambda _message: None
+    sample: int | None = None  # a dry run may read only about so many points of each collection
     keeper: Keeper | None = None  # renews the lease meanwhile; None for a ledger that nobody else can open
 
     @property
@@ -75,11 +76,12 @@ def cut(run: Run, number: int) -> None:
     step = run.plan.steps[number]
     assert isinstance(step, CopyPoints | VerifyPoints)
     source = run.world.store(step.source.connection)
-    ranges = (
-        copy.ranges(step, source, run.limits)
-        if isinstance(step, CopyPoints)
-        else verify.ranges(step, source, run.limits)
-    )
+    if run.dry and isinstance(step, VerifyPoints):
+        ranges = []  # there is nothing to compare with
+    elif isinstance(step, CopyPoints):
+        ranges = copy.ranges(step, source, run.limits, run.sample)
+    else:
+        ranges = verify.ranges(step, source, run.limits)
     run.ledger.cut(run.lease, number, ranges, fingerprint(ranges))
     crash.point(step.type, "cut")
 

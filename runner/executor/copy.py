@@ -18,15 +18,17 @@ if TYPE_CHECKING:
     from runner.executor import Run
 
 #: Points a partition aims at, and how many there are at most.
-PARTITION_POINTS, MAX_PARTITIONS = 100_000, 256
+PARTITION_POINTS, MAX_PARTITIONS, SAMPLE_PLACES = 100_000, 256, 20
 #: Seconds between two checkpoints of a partition, at least. What was written since the last is written again after a crash.
 CHECKPOINT_SECONDS = 0.25
 #: Deliveries without progress after which a partition is set aside: it probably kills its worker.
 MAX_DELIVERIES = 5
 
 
-def ranges(step: CopyPoints, source: Store, limits: Limits) -> list[KeyRange]:
-    """The partition table of a copy: enough parts for all workers, none very large."""
+def ranges(step: CopyPoints, source: Store, limits: Limits, sample: int | None) -> list[KeyRange]:
+    """The partition table of a copy: enough parts for all workers, none very large; for a sample, many places."""
+    if sample is not None:
+        return source.cut(step.source.collection, min(SAMPLE_PLACES, sample))
     wanted = max(math.ceil(step.points / PARTITION_POINTS), 1)
     if source.capabilities().parallel and step.points > 4 * step.batch_size:
         wanted = max(wanted, limits.workers)
@@ -59,17 +61,13 @@ def work(run: Run, number: int, step: CopyPoints, part: int, seconds: float) -> 
 
 
 def _copy(run: Run, number: int, step: CopyPoints, part: int, seconds: float) -> bool:
-    partition = run.ledger.partitions_of(run.run, number)[part]
     source, target = run.world.store(step.source.connection), run.world.store(step.target.connection)
     caps = target.capabilities()
-    reader = Reader(
-        source,
-        step.source,
-        partition,
-        step.transform,
-        step.batch_size,
-        checker(target, step.target_schema, step.accept),
-    )
+    parts = run.ledger.partitions_of(run.run, number)
+    partition = parts[part]
+    limit = math.ceil(run.sample / len(parts)) if run.sample is not None else None
+    check = checker(target, step.target_schema, step.accept)
+    reader = Reader(source, step.source, partition, step.transform, step.batch_size, check, limit)
     pace = Pace(min(step.batch_size, caps.max_batch))
     read, done, cursor = partition.read, partition.done, partition.cursor
     mapped: list[tuple[PointId, PointId]] = []
@@ -121,4 +119,5 @@ def clear(run: Run, step: ClearCollection) -> int:
             ids = batch.ids
             retried(lambda ids=ids: store.delete(name, ids), run.limits, run.stop)  # type: ignore[misc]
             deleted += len(ids)
+            crash.point(step.type, "after_delete")
     return deleted

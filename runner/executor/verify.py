@@ -82,7 +82,7 @@ def work(run: Run, number: int, step: VerifyPoints, part: int, seconds: float) -
             if item is None:
                 whole = False
                 break
-            if len(item.batch) and not run.dry:
+            if len(item.batch):
                 ids = item.batch.ids
                 got = retried(lambda ids=ids: target.fetch(step.target.collection, ids), run.limits, run.stop)  # type: ignore[misc]
                 wrong = differences(step.target_schema, target.capabilities(), item.batch, got)

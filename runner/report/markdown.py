@@ -10,6 +10,8 @@ def plan(value: Plan) -> str:
     """Summary first, then per collection what changes, the steps, the findings, the way back."""
     what = f"Rollback of run `{value.of_run}`" if value.purpose == "rollback" else value.kind
     lines = [f"## vecrun plan: `{value.job}`", "", f"**{phrases.summary(value)}**", ""]
+    if value.description:
+        lines += [value.description, ""]
     blocking = [item for item in value.notices if item.blocking]
     if blocking:
         lines += [f"> **This plan cannot be applied yet:** {len(blocking)} finding(s) are not accepted.", ""]
@@ -18,7 +20,10 @@ def plan(value: Plan) -> str:
     lines += [f"{what}{environment} · plan `{value.plan_digest[7:19]}` · spec `{value.spec_digest[7:19]}`", ""]
     for item in value.overview:
         lines += [f"### {item.source} → {item.target}", "", "| | now | after |", "| --- | --- | --- |"]
-        lines += [f"| {fact.label} | {_cell(fact.before)} | {_cell(fact.after)} |" for fact in item.facts]
+        lines += [
+            f"| {fact.label} | {_cell(fact.before)} | {'the same' if phrases.unchanged(fact) else _cell(fact.after)} |"
+            for fact in item.facts
+        ]
         lines.append("")
     if value.steps:
         lines += ["### Steps, in this order", "", "| | | step | needs |", "| ---: | :---: | --- | --- |"]
@@ -38,19 +43,9 @@ def plan(value: Plan) -> str:
         lines += ["### Moved since it was applied", "", *(f"- {item}" for item in value.drift), ""]
     back = phrases.way_back(value)
     if back:
-        lines += [
-            "### Way back",
-            "",
-            *(
-                f"- `{line.strip()[0]}` {line.strip()[2:]}"
-                if line.startswith("  ")
-                else line + "\n"
-                if line.endswith(":")
-                else "\n" + line
-                for line in back
-            ),
-            "",
-        ]
+        lines += ["### Way back", "", back[0], ""]
+        lines += [f"- `{line.split()[0]}` {line.split(maxsplit=1)[1]}" for line in back[1:] if line.startswith("  ")]
+        lines += ["", *(line for line in back[1:] if not line.startswith("  ")), ""]
     if value.steps:
         lines += ["Apply it with `vecrun apply PLANFILE`; it is refused if anything it touches moved by then."]
     return "\n".join(lines).rstrip() + "\n"

@@ -7,8 +7,8 @@ from runner.plan import (
     CopyPoints,
     CreateCollection,
     DropCollection,
-    FinishCollection,
     Fact,
+    FinishCollection,
     Notice,
     Plan,
     RestoreIds,
@@ -112,6 +112,11 @@ def fact_text(fact: Fact) -> str:
     if fact.before and fact.after and fact.before != fact.after:
         return f"{fact.before} → {fact.after}"
     return fact.after or fact.before
+
+
+def unchanged(fact: Fact) -> bool:
+    """Whether a fact is the same before and after."""
+    return bool(fact.before) and fact.before == fact.after
 
 
 def notice_text(notice: Notice) -> str:

@@ -34,7 +34,7 @@ def plain(text: str, _colour: str) -> str:
 def plan(value: Plan, style: Style = plain) -> str:
     """A plan for a reviewer at a terminal."""
     what = f"rollback of run {value.of_run}" if value.purpose == "rollback" else value.kind
-    lines = [style(f"{value.job}: {what}", "bold"), ""]
+    lines = [style(f"{value.job}: {what}", "bold"), *([value.description] if value.description else []), ""]
     for move in value.overview:
         lines.append(f"  {style(f'{move.source} → {move.target}', 'bold')}")
         width = max(len(fact.label) for fact in move.facts)

@@ -29,6 +29,9 @@ class Move:
     points: int
     creates: bool
     facts: list[Fact] = field(default_factory=list)
+    fields: tuple[set[str], set[str]] = field(
+        default_factory=lambda: (set(), set())
+    )  # seen before and after, in the probe
     read_rate: float | None = None
     point_bytes: float | None = None
 
@@ -49,6 +52,8 @@ def probe(move: Move, source: Store, target: Store) -> list[Problem]:
         for batch in source.scan(move.source.collection, keys, None, min(limit, PROBE_POINTS)):
             try:
                 changed, _ = move.transform.apply(batch)
+                for names, seen in zip(move.fields, (batch, changed), strict=True):
+                    names.update(*seen.payloads.dicts)
                 problems = target.problems(move.schema, changed)
             except VecrunError as exc:
                 problems = [Problem("VX104", f"{exc.summary}: {exc.detail}")]
@@ -106,9 +111,7 @@ def describe(move: Move, spec: VectorMigrationSpec) -> list[Fact]:
     if transform.id_from:
         ids += f", taken from the payload field {transform.id_from}"
     facts.append(Fact(label="ids", before=str(old.id_kind), after=ids))
-    declared = ", ".join(f"{item.name} ({item.type}{', indexed' if item.indexed else ''})" for item in old.payload)
-    kept = ", ".join(f"{item.name} ({item.type}{', indexed' if item.indexed else ''})" for item in new.payload)
-    facts.append(Fact(label="payload fields", before=declared or "not declared", after=kept or "all, not declared"))
+    facts.append(Fact(label="payload fields", before=_fields(old, move.fields[0]), after=_fields(new, move.fields[1])))
     for label, change in (
         ("payload dropped", ", ".join(transform.drop)),
         ("payload renamed", ", ".join(f"{a} → {b}" for a, b in transform.rename.items())),
@@ -127,6 +130,13 @@ def describe(move: Move, spec: VectorMigrationSpec) -> list[Fact]:
     how = {"full": "every point", "sample": f"{spec.verify.sample} points", "count": "counts only"}[spec.verify.mode]
     facts.append(Fact(label="verification", after=how))
     return facts
+
+
+def _fields(schema: CollectionSchema, seen: set[str]) -> str:
+    """Declared fields with their types, then those the probe saw besides; long lists are cut."""
+    names = [f"{item.name} ({item.type}{', indexed' if item.indexed else ''})" for item in schema.payload]
+    names += sorted(seen - {item.name for item in schema.payload})
+    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "") or "none seen"
 
 
 def _vector_text(item: VectorField) -> str:

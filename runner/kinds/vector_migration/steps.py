@@ -106,7 +106,7 @@ def _plan_move(
         raise Permanent(
             "Source and target are the same collection", str(place), "Give the target another name with to:"
         )
-    where, points = f"{source_place} →", source.count(name)
+    where, points = str(source_place), source.count(name)
     transform, wish = _wish(rule, place, schema, target, where, accepted, draft)
     fitted, problems = target.fit(wish)
     seen = {(item.code, item.field): item for item in problems}
