@@ -114,11 +114,7 @@ class Embedded:
 
     def _check(self) -> None:
         """Raise what stops the run: a lost lease, an error of a worker, a request from outside, Ctrl-C."""
-        if self.run.keeper is not None and self.run.keeper.error is not None:
-            self.error = self.error or self.run.keeper.error
-        if self.error is not None:
-            self._drain()
-            raise self.error
+        self._raise_error()
         control = self.run.ledger.run(self.run.run)["control"]
         if control:
             self.run.stop.set()
@@ -130,13 +126,20 @@ class Embedded:
             )
         if self.run.stop.is_set():
             self._drain()
-            if self.error is not None:
-                raise self.error
+            self._raise_error()  # whoever has set `stop` may have had a reason
             raise Interrupted(
                 "Interrupted",
                 f"run {self.run.run}: checkpoints are written",
                 f"Go on with: vecrun resume {self.run.plan.job}",
             )
+
+    def _raise_error(self) -> None:
+        """Raise the error of a worker or of the lease's keeper, once the workers are through."""
+        if self.run.keeper is not None and self.run.keeper.error is not None:
+            self.error = self.error or self.run.keeper.error
+        if self.error is not None:
+            self._drain()
+            raise self.error
 
     def _drain(self) -> None:
         """Wait until the workers have finished their batch and checkpointed."""

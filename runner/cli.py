@@ -649,7 +649,10 @@ def schema(kind: str | None, as_json: bool) -> None:
 
 
 @cli.command()
-@click.option("--directory", type=click.Path(file_okay=False, path_type=Path), default=Path(".demo"), show_default=True)
+@click.option(
+    "--directory", type=click.Path(file_okay=False, path_type=Path), default=Path(".demo"), show_default=True,
+    help="Where to build it; an earlier demo there is replaced.",
+)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout; what it tells goes to stderr.")
 def demo(directory: Path, as_json: bool) -> None:
     """Build a small knowledge base without any network and move it: Milvus → Qdrant → pgvector, and back."""

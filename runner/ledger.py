@@ -141,7 +141,7 @@ class Ledger(Leases):
 
     def start_run(self, lease: Lease, plan: Any, plan_text: str) -> None:
         """Record a new run with its steps, all pending."""
-        with self._guarded(lease) as connection:
+        with self.guarded(lease) as connection:
             connection.execute(
                 runs.insert().values(
                     run=lease.run, job=plan.job, kind=plan.kind, purpose=plan.purpose, of_run=plan.of_run, status="running",
@@ -157,7 +157,7 @@ class Ledger(Leases):
         """Change columns of the run (status, finished, error, control)."""
         if values.get("error"):
             values["error"] = redact(values["error"])
-        with self._guarded(lease) as connection:
+        with self.guarded(lease) as connection:
             connection.execute(runs.update().where(runs.c.run == lease.run).values(**values))
 
     def mark_run(self, run: str, **values: Any) -> None:
@@ -203,7 +203,7 @@ class Ledger(Leases):
             values["finished"] = now()
         if result is not None:
             values["result"] = json.dumps(result)
-        with self._guarded(lease) as connection:
+        with self.guarded(lease) as connection:
             connection.execute(steps.update().where(steps.c.run == lease.run, steps.c.step == step).values(**values))
 
     def steps_of(self, run: str) -> list[dict[str, Any]]:
@@ -214,7 +214,7 @@ class Ledger(Leases):
 
     def cut(self, lease: Lease, step: int, ranges: Sequence[KeyRange], fingerprint: str) -> None:
         """Store the immutable table of partitions, before the first write. A step is cut once: later calls do nothing."""
-        with self._guarded(lease) as connection:
+        with self.guarded(lease) as connection:
             held = connection.execute(
                 sa.select(steps.c.fingerprint).where(steps.c.run == lease.run, steps.c.step == step)
             ).scalar_one()
@@ -250,7 +250,7 @@ class Ledger(Leases):
     def take(self, lease: Lease, step: int, part: int) -> Partition | None:
         """Begin or go on with a partition, counting the delivery. None when it is done or failed already."""
         where = (partitions.c.run == lease.run, partitions.c.step == step, partitions.c.part == part)
-        with self._guarded(lease) as connection:
+        with self.guarded(lease) as connection:
             row = connection.execute(sa.select(partitions).where(*where)).mappings().one()
             if row["status"] in ("done", "failed"):
                 return None
@@ -265,7 +265,7 @@ class Ledger(Leases):
         found: Sequence[tuple[PointId, str]] = (),
     ) -> None:  # fmt: skip
         """In one transaction: how far the partition is durable, the id mapping of those points, what was found."""
-        with self._guarded(lease) as connection:
+        with self.guarded(lease) as connection:
             for point_id, message in found:
                 row = {"run": lease.run, "step": step, "item": json.dumps(point_id)[:1024], "part": part}
                 connection.execute(
@@ -291,7 +291,7 @@ class Ledger(Leases):
 
     def fail_partition(self, lease: Lease, step: int, part: int, error: str, status: str) -> None:
         """Record an error: `failed` sets the partition aside, `pending` leaves it for another try."""
-        with self._guarded(lease) as connection:
+        with self.guarded(lease) as connection:
             connection.execute(
                 partitions.update()
                 .where(partitions.c.run == lease.run, partitions.c.step == step, partitions.c.part == part)
@@ -300,7 +300,7 @@ class Ledger(Leases):
 
     def reopen(self, lease: Lease, step: int) -> None:
         """Give failed partitions of a step another chance (on resume)."""
-        with self._guarded(lease) as connection:
+        with self.guarded(lease) as connection:
             connection.execute(
                 partitions.update()
                 .where(
@@ -313,7 +313,7 @@ class Ledger(Leases):
 
     def restart_step(self, lease: Lease, step: int) -> None:
         """Forget the progress of a step (a verification is repeated as a whole after a failure)."""
-        with self._guarded(lease) as connection:
+        with self.guarded(lease) as connection:
             for table in (partitions, findings):
                 connection.execute(table.delete().where(table.c.run == lease.run, table.c.step == step))
             connection.execute(

@@ -100,6 +100,8 @@ class Leases:
         """Take all names or none. LockHeld tells who holds one. A holder that died on this host is replaced at once."""
         host, pid, tokens = socket.gethostname(), os.getpid(), []
         with self._transaction() as connection:
+            if self.engine.dialect.name == "postgresql":  # SQLite's BEGIN IMMEDIATE does the same
+                connection.exec_driver_sql("LOCK TABLE leases IN EXCLUSIVE MODE")
             clock = datetime.now(UTC).timestamp()
             for name in sorted(names):
                 row = connection.execute(sa.select(leases).where(leases.c.name == name)).mappings().first()
@@ -123,7 +125,7 @@ class Leases:
 
     def renew(self, lease: Lease, seconds: float) -> None:
         """Push the end of the lease out. LeaseLost when another holds it by now."""
-        with self._guarded(lease) as connection:
+        with self.guarded(lease) as connection:
             names = [name for name, _ in lease.tokens]
             connection.execute(
                 leases.update().where(leases.c.name.in_(names)).values(expires=datetime.now(UTC).timestamp() + seconds)
@@ -154,12 +156,14 @@ class Leases:
             return [dict(row) for row in rows.mappings()]
 
     @contextmanager
-    def _guarded(self, lease: Lease) -> Iterator[sa.Connection]:
-        """A transaction that fails when the lease is no longer ours."""
+    def guarded(self, lease: Lease) -> Iterator[sa.Connection]:
+        """A transaction that fails when the lease is no longer ours; nobody can take the lease while it lasts."""
         with self._transaction() as connection:
             names = [name for name, _ in lease.tokens]
             rows = connection.execute(
-                sa.select(leases.c.name, leases.c.token, leases.c.run, leases.c.expires).where(leases.c.name.in_(names))
+                sa.select(leases.c.name, leases.c.token, leases.c.run, leases.c.expires)
+                .where(leases.c.name.in_(names))
+                .with_for_update()
             )
             clock = datetime.now(UTC).timestamp()
             current = {row.name: row.token for row in rows if row.run == lease.run and row.expires > clock}
@@ -170,11 +174,6 @@ class Leases:
                     "Nothing was written since. Look with vecrun status, go on with vecrun resume",
                 )
             yield connection
-
-    def guard(self, lease: Lease) -> None:
-        """LeaseLost unless the lease is still ours: asked before state files and pointers are written."""
-        with self._guarded(lease):
-            pass
 
 
 class Keeper:

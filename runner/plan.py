@@ -414,7 +414,8 @@ def loads(text: str, file: str) -> Plan:
             f"{file}: {place}: {first['msg']}" + (f" (format_version {version})" if newer else ""),
             "Make it again with vecrun plan",
         ) from exc
-    if plan.computed_digest() != plan.plan_digest:
+    # over the file as it is: a key that came later is not in old plans, and its default is no alteration
+    if digest({key: value for key, value in data.items() if key != "plan_digest"}) != plan.plan_digest:
         raise PlanRefused(
             "The plan file was altered",
             f"{file}: its content does not match its plan_digest {plan.plan_digest}",
@@ -430,4 +431,6 @@ def read(path: Path) -> Plan:
     except OSError as exc:
         raise NotFound("No such plan file", f"{path}: {exc.strerror}") from exc
     except UnicodeDecodeError as exc:
-        raise PlanRefused("This is not a whole plan file", f"{path}: not UTF-8 text") from exc
+        raise PlanRefused(
+            "This is not a whole plan file", f"{path}: not UTF-8 text", "Make it again with vecrun plan"
+        ) from exc

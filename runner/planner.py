@@ -22,6 +22,7 @@ from runner.plan import (
     Plan,
     SetServing,
     Step,
+    SwitchAlias,
     loads,
     reversed_steps,
 )
@@ -34,6 +35,7 @@ PINNED = "VI201"
 SOURCE_GONE = "VX301"
 IRREVERSIBLE = "VX302"
 NEW_POINTS = "VD102"
+MOVED_POINTER = "VB102"
 
 
 def build(job: Job, settings: Settings, ledger: Ledger, states: StateDirectory, *, unpin: bool = False) -> Plan:
@@ -150,6 +152,29 @@ def _as_it_stands(step: Step, world: World) -> Step:
     store = world.store(step.target.connection)
     held = store.count(step.target.collection) if store.inspect(step.target.collection) is not None else None
     return step.model_copy(update={"points": held})
+
+
+def _still_ours(steps: list[Step], world: World) -> tuple[list[Step], list[Notice]]:
+    """Pointers as they are now: those that were never switched need no way back; those that somebody else moved are
+    not ours to move."""
+    kept: list[Step] = []
+    found = []
+    for step in steps:
+        if isinstance(step, SwitchAlias | SetServing):
+            if isinstance(step, SwitchAlias):
+                at: object = world.store(step.connection).aliases().get(step.alias)
+                name = f"alias {step.alias} of {step.connection}"
+            else:
+                at, name = world.serving().get(step.name), f"serving pointer {step.name}"
+            if at == step.after:
+                continue
+            if at != step.before:
+                message = (
+                    f"it points to {at or 'nothing'}, which this run did not set; put it back to {step.before} first"
+                )
+                found.append(Notice(code=MOVED_POINTER, message=message, where=name, blocking=True))
+        kept.append(step)
+    return kept, found
 
 
 def _new_points(run: dict[str, Any], plan: Plan, state: State, steps: list[Step], *, discard: bool) -> list[Notice]:

@@ -136,13 +136,20 @@ def _template_line(exc: BaseException) -> int:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader whose dates stay text: JSON has no date, and a quoted and a bare one must mean the same."""
+    """SafeLoader with the words of YAML 1.2, as editors and JSON read them: `no`, 12:30 and dates are text, 1e-5 is not."""
 
 
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
+_Loader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?[0-9]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", "-+.0123456789"),
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
+_Loader.add_constructor(
+    "tag:yaml.org,2002:int", lambda _loader, node: int(node.value, 16 if node.value.startswith("0x") else 10)
+)
 
 
 def parse(text: str, file: str) -> Document:
@@ -159,7 +166,9 @@ def parse(text: str, file: str) -> Document:
             reason = "an alias that holds itself" if part in above else f"more than {MAX_PARTS:,} values"
             raise yaml.MarkedYAMLError(problem=reason, problem_mark=part.start_mark)
         if isinstance(part, yaml.ScalarNode):
-            return loader.construct_object(part, deep=True)
+            value = loader.construct_object(part, deep=True)
+            # JSON writes a character beyond 16 bits as two escapes, which YAML reads as two halves
+            return value.encode("utf-16", "surrogatepass").decode("utf-16") if isinstance(value, str) else value
         above.append(part)
         result: Any
         if isinstance(part, yaml.MappingNode):
@@ -172,6 +181,7 @@ def parse(text: str, file: str) -> Document:
                         Diagnostic(file, place, ".".join(map(str, at)), f"key {key!r} is not text", "quote it")
                     )
                     key = str(key)
+                key = key.encode("utf-16", "surrogatepass").decode("utf-16")
                 if key in result:
                     field, hint = ".".join(map(str, (*at, key))), f"it is on line {lines[(*at, key)]} too; keep one"
                     problems.append(Diagnostic(file, place, field, "this key stands here twice", hint))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -57,6 +57,8 @@ class Serving(Model):
     pointers: dict[str, Place] = {}
 
 
+#: Held while a state file is written: the transaction that proves that the lease is ours.
+Fence = AbstractContextManager[object]
 DocumentT = TypeVar("DocumentT", State, Serving)
 
 
@@ -71,17 +73,17 @@ class StateDirectory:
         fresh = State(lineage=_lineage(f"job:{self.directory}:{job}"), serial=0, job=job)
         return self._read(self.directory / f"{job}.json", State, fresh)
 
-    def save(self, state: State, guard: Callable[[], None]) -> State:
-        """Write it if the content changed, with the next serial. `guard` raises when the lease was lost."""
-        return self._write(self.directory / f"{state.job}.json", state, self.load(state.job), guard)
+    def save(self, state: State, fence: Fence) -> State:
+        """Write it if the content changed, with the next serial. `fence` is held meanwhile; entering it raises when the lease was lost."""
+        return self._write(self.directory / f"{state.job}.json", state, self.load(state.job), fence)
 
     def serving(self) -> Serving:
         """The workspace's serving pointers."""
         fresh = Serving(lineage=_lineage(f"serving:{self.directory}"), serial=0)
         return self._read(self.directory / "serving.json", Serving, fresh)
 
-    def save_serving(self, serving: Serving, guard: Callable[[], None]) -> Serving:
-        return self._write(self.directory / "serving.json", serving, self.serving(), guard)
+    def save_serving(self, serving: Serving, fence: Fence) -> Serving:
+        return self._write(self.directory / "serving.json", serving, self.serving(), fence)
 
     def jobs(self) -> list[str]:
         """Names of the jobs that have a state file, sorted."""
@@ -119,22 +121,21 @@ class StateDirectory:
             place = ".".join(str(part) for part in first["loc"])
             raise VecrunError("A state file is damaged", f"{path}: {place}: {first['msg']}", hint) from exc
 
-    def _write(self, path: Path, new: DocumentT, current: DocumentT, guard: Callable[[], None]) -> DocumentT:
+    def _write(self, path: Path, new: DocumentT, current: DocumentT, fence: Fence) -> DocumentT:
         if new.model_copy(update={"serial": current.serial}) == current:
             return current
-        if new.serial != current.serial or new.lineage != current.lineage:
-            raise PlanRefused(
-                "The state moved meanwhile",
-                f"{path}: serial {current.serial}, expected {new.serial}",
-                "Plan again: vecrun plan",
-            )
-        new = new.model_copy(update={"serial": current.serial + 1})
-        text = json.dumps(new.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        guard()
-        if path.exists():
-            write_atomically(path.with_suffix(".json.backup"), path.read_text(encoding="utf-8"))
-        write_atomically(path, text)
+        with fence:  # first: whoever lost the lease is told that, not that the state moved
+            if new.serial != current.serial or new.lineage != current.lineage:
+                raise PlanRefused(
+                    "The state moved meanwhile",
+                    f"{path}: serial {current.serial}, expected {new.serial}",
+                    "Plan again: vecrun plan",
+                )
+            new = new.model_copy(update={"serial": current.serial + 1})
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists():
+                write_atomically(path.with_suffix(".json.backup"), path.read_text(encoding="utf-8"))
+            write_atomically(path, json.dumps(new.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n")
         return new
 
 

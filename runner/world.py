@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from runner.documents import SqlConfig
-from runner.errors import Permanent, VecrunError
+from runner.errors import NotFound, Permanent, VecrunError
 from runner.plan import Place
 from runner.settings import Settings, resolve
-from runner.spec import Document, check_model, digest
+from runner.spec import Document, check_model, digest, suggest
 from runner.state import StateDirectory
 from runner.store import ConnectionConfig, DryRunStore, ReadOnlyStore, Store
-from runner.stores import config_model, open_store
+from runner.stores import STORES, config_model, open_store
 
 if TYPE_CHECKING:
     from runner.documents.database import Database
@@ -95,8 +95,12 @@ class World:
 
 
 def connection_model(connection_type: str) -> type[ConnectionConfig]:
-    """The model of a connection type: a store, or `sql`."""
-    return SqlConfig if connection_type == "sql" else config_model(connection_type)
+    """The model of a connection type: a store, or `sql`. NotFound lists the types there are."""
+    if connection_type == "sql":
+        return SqlConfig
+    if connection_type not in STORES:
+        raise NotFound("No such store type", repr(connection_type), suggest(connection_type, [*STORES, "sql"]))
+    return config_model(connection_type)
 
 
 def _named(exc: VecrunError, name: str) -> VecrunError:

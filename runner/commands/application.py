@@ -18,7 +18,7 @@ from runner.errors import Interrupted, LeaseLost, NotFound, PlanRefused, VecrunE
 from runner.executor import Run
 from runner.ledger import FINAL, Ledger, Partition
 from runner.lock import Keeper, Lease, now
-from runner.plan import Observed, Place, Plan, SetServing, VerifyPoints, loads
+from runner.plan import Observed, Place, Plan, SetServing, SwitchAlias, VerifyPoints, loads
 from runner.settings import duration_seconds
 from runner.spec import Job
 from runner.state import Applied, State
@@ -109,11 +109,17 @@ def unfinished_of(context: Context, job: Job) -> dict[str, Any] | None:
 def refuse_blocked(plan: Plan) -> None:
     """VecrunError when the plan has findings that nobody accepted."""
     if plan.blocked:
-        lines = [f"{item.code} {item.where}: {item.message}" for item in plan.notices if item.blocking]
+        lines = [
+            f"{item.code} {item.where}: {item.message}" + (f" ({item.seen})" if item.seen else "")
+            for item in plan.notices
+            if item.blocking
+        ]
         hints = sorted({item.code for item in plan.notices if item.blocking and item.code.startswith(("VL", "VD1"))})
         hint = "Mend them in the spec or in the stores, and plan again"
         if hints:
             hint += f"\nWhat is wanted can be accepted in the spec: accept: [{{code: {hints[0]}, reason: why}}]"
+        if any(item.code == planner.NEW_POINTS for item in plan.notices if item.blocking):
+            hint = "Save those points first, or lose them with: vecrun rollback " + plan.job + " --discard-new-points"
         raise VecrunError("The plan cannot be applied as it is", "\n".join(lines), hint)
 
 
@@ -182,6 +188,10 @@ def _refuse_stale(context: Context, plan: Plan) -> None:
         moved += planner.compare(plan.world, planner.observe(world, plan.world))
         serving = context.states.serving().pointers
         for step in plan.steps:
+            if isinstance(step, SwitchAlias):
+                now_at = world.store(step.connection).aliases().get(step.alias)
+                if now_at != step.before:
+                    moved.append(f"alias {step.alias} of {step.connection} points to {now_at}, not {step.before}")
             if isinstance(step, SetServing) and serving.get(step.name) != step.before:
                 moved.append(f"the serving pointer {step.name} is {serving.get(step.name)}, not {step.before}")
     if moved:
@@ -214,7 +224,7 @@ def _record(context: Context, run: Run) -> None:
     state = context.states.load(plan.job)
     crash.point("state", "before")
     new = _rolled_back(state, plan) if plan.purpose == "rollback" else _applied(state, plan, run)
-    context.states.save(new, lambda: ledger.guard(lease))
+    context.states.save(new, ledger.guarded(lease))
     crash.point("state", "after")
     if plan.of_run:
         ledger.mark_run(plan.of_run, status="rolled_back", finished=now())

@@ -14,7 +14,7 @@ from runner.commands.context import Context, job_of
 from runner.errors import NotFound, VerificationFailed
 from runner.executor import Run
 from runner.ledger import Ledger
-from runner.plan import VerifyPoints, loads
+from runner.plan import SwitchAlias, VerifyPoints, loads
 from runner.world import World
 
 
@@ -32,7 +32,7 @@ def verify(
     stop: threading.Event | None = None,
 ) -> Verified:  # fmt: skip
     """Compare source and target of an applied job again. Writes nothing but a line in the run's log."""
-    with context.ledger() as ledger:
+    with context.ledger(reading=True) as ledger:
         name = job_of(context, ledger, job)
         state = context.states.load(name)
         if not state.applied:
@@ -66,7 +66,7 @@ def verify(
 def drift(context: Context, jobs: Iterable[str] = ()) -> dict[str, list[str]]:
     """What moved since each job was applied: job -> sentences."""
     found: dict[str, list[str]] = {}
-    with context.ledger() as ledger:
+    with context.ledger(reading=True) as ledger:
         names = [job_of(context, ledger, job) for job in jobs] or context.states.jobs()
         for name in names:
             state = context.states.load(name)
@@ -76,6 +76,13 @@ def drift(context: Context, jobs: Iterable[str] = ()) -> dict[str, list[str]]:
             plan = loads(ledger.run(state.applied[-1].run)["plan"], "the applied plan")
             with World(context.settings, "read", plan.inline) as world:
                 found[name] = planner.compare(state.world, planner.observe(world, state.world))
+                for step in plan.steps:
+                    if isinstance(step, SwitchAlias):
+                        at = world.store(step.connection).aliases().get(step.alias)
+                        if at != step.after:
+                            found[name].append(
+                                f"alias {step.alias} of {step.connection} points to {at}, not {step.after}"
+                            )
             serving = context.states.serving().pointers
             for pointer, place in state.live.items():
                 if serving.get(pointer) != place:

@@ -32,11 +32,16 @@ class Context:
         return StateDirectory(self.settings.state_directory)
 
     @contextmanager
-    def ledger(self) -> Iterator[Ledger]:
-        """The ledger, open for one verb."""
+    def ledger(self, *, reading: bool = False) -> Iterator[Ledger]:
+        """The ledger, open for one verb. A verb that only reads does not make one where there is none yet."""
         from runner.ledger import Ledger
 
-        ledger = Ledger(self.settings.ledger_url)
+        url = self.settings.ledger_url
+        if reading and url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():
+            with Ledger.temporary() as ledger:
+                yield ledger
+            return
+        ledger = Ledger(url)
         try:
             yield ledger
         finally:

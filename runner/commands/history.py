@@ -26,7 +26,7 @@ class RunStatus:
 
 def status(context: Context, name: str) -> RunStatus:
     """Status of a run, or of the newest run of a job. NotFound."""
-    with context.ledger() as ledger:
+    with context.ledger(reading=True) as ledger:
         row = find_run(context, ledger, name)
         plan = loads(row["plan"], f"run {row['run']}")
         rows = ledger.steps_of(row["run"])
@@ -49,21 +49,21 @@ def status(context: Context, name: str) -> RunStatus:
 
 def runs(context: Context, job: str | None = None) -> list[dict[str, Any]]:
     """History: all runs, newest first."""
-    with context.ledger() as ledger:
+    with context.ledger(reading=True) as ledger:
         found: list[dict[str, Any]] = ledger.runs_of(job_of(context, ledger, job) if job else None)
         return found
 
 
 def logs(context: Context, name: str, after: int = 0) -> list[dict[str, Any]]:
     """Log of a run, or of a job's newest run."""
-    with context.ledger() as ledger:
+    with context.ledger(reading=True) as ledger:
         found: list[dict[str, Any]] = ledger.read_log(find_run(context, ledger, name)["run"], after)
         return found
 
 
 def control(context: Context, name: str, wish: str) -> str:
     """Ask a running run to pause or cancel. Returns the run. An unfinished run nobody works on is marked at once."""
-    with context.ledger() as ledger:
+    with context.ledger(reading=True) as ledger:
         row = find_run(context, ledger, name)
         if row["status"] in ("completed", "rolled_back"):
             raise VecrunError("The run has ended", f"run {row['run']} is {row['status']}", "vecrun runs")

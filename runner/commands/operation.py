@@ -56,14 +56,14 @@ def check_connections(context: Context, names: Iterable[str] = ()) -> list[Conne
 
 def locks(context: Context) -> list[dict[str, Any]]:
     """Leases that are held."""
-    with context.ledger() as ledger:
+    with context.ledger(reading=True) as ledger:
         clock = time.time()
         return [item | {"expired": item["expires"] < clock} for item in ledger.holders()]
 
 
 def release_lock(context: Context, name: str, token: int) -> None:
     """An operator frees a lock, if it still is the one that was looked at."""
-    with context.ledger() as ledger:
+    with context.ledger(reading=True) as ledger:
         if not ledger.force_release(name, token):
             raise NotFound("No such lock", f"{name} with id {token} is not held", "vecrun lock list")
 

@@ -12,13 +12,13 @@ from runner.plan import Plan
 def plan(context: Context, path: Path, *, unpin: bool = False) -> Plan:
     """The plan of a job file. Changes nothing anywhere."""
     job = load(context, path)
-    with context.ledger() as ledger:
+    with context.ledger(reading=True) as ledger:
         return planner.build(job, context.settings, ledger, context.states, unpin=unpin)
 
 
 def plan_rollback(context: Context, job: str, *, discard_new_points: bool = False) -> Plan:
     """The plan that undoes a job's newest run."""
-    with context.ledger() as ledger:
+    with context.ledger(reading=True) as ledger:
         return planner.rollback(
             job_name(context, job), context.settings, ledger, context.states, discard_new_points=discard_new_points
         )

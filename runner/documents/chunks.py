@@ -73,7 +73,8 @@ def rewrite(
             pairs.create(connection)
             for page in pages:
                 rows = [{"old_id": convert(old), "new_id": convert(new)} for old, new in page]
-                connection.execute(pairs.insert(), [row for row in rows if row["old_id"] is not None])
+                if held := [row for row in rows if row["old_id"] is not None]:
+                    connection.execute(pairs.insert(), held)
             chosen = sa.select(key, vector_id, pairs.c.new_id).join_from(table, pairs, vector_id == pairs.c.old_id)
             if chunks.collection_column is not None:
                 chosen = chosen.where(_column(table, chunks.collection_column) == collection)

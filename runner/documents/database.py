@@ -43,6 +43,8 @@ class Database:
                 yield connection
         except sa.exc.OperationalError as exc:
             raise Transient("The relational database did not answer", f"{self.shown}: {exc.orig}") from exc
+        except sa.exc.NoSuchTableError:
+            raise
         except sa.exc.SQLAlchemyError as exc:
             raise Permanent("The relational database refused", f"{self.shown}: {getattr(exc, 'orig', exc)}") from exc
 

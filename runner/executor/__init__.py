@@ -170,5 +170,5 @@ def _set_serving(run: Run, name: str, after: Place | None) -> dict[str, Any]:
     pointers = {key: value for key, value in serving.pointers.items() if key != name}
     if after is not None:
         pointers[name] = after
-    run.states.save_serving(serving.model_copy(update={"pointers": pointers}), lambda: run.ledger.guard(run.lease))
+    run.states.save_serving(serving.model_copy(update={"pointers": pointers}), run.ledger.guarded(run.lease))
     return {}

@@ -86,8 +86,8 @@ def work(run: Run, number: int, step: VerifyPoints, part: int, seconds: float) -
                 ids = item.batch.ids
                 got = retried(lambda ids=ids: target.fetch(step.target.collection, ids), run.limits, run.stop)  # type: ignore[misc]
                 wrong = differences(step.target_schema, target.capabilities(), item.batch, got)
-                found += wrong
-                equal -= len({point_id for point_id, _ in wrong})
+                found += wrong.items()
+                equal -= len(wrong)
             read, equal, cursor = read + len(item.batch), equal + len(item.batch), item.last
             if time.monotonic() - last_checkpoint > CHECKPOINT_SECONDS:
                 checkpoint("running")
@@ -129,8 +129,17 @@ def conclude(run: Run, number: int, step: VerifyPoints, read: int, equal: int) -
 
 def differences(
     schema: CollectionSchema, caps: Capabilities, expected: PointBatch, got: PointBatch
+) -> dict[PointId, str]:
+    """id -> what differs, for every point of `expected` that `got` does not hold equally."""
+    found: dict[PointId, str] = {}
+    for point_id, what in _differences(schema, caps, expected, got):
+        found[point_id] = f"{found[point_id]}, {what}" if point_id in found else what
+    return found
+
+
+def _differences(
+    schema: CollectionSchema, caps: Capabilities, expected: PointBatch, got: PointBatch
 ) -> list[tuple[PointId, str]]:
-    """(id, what differs) for every point of `expected` that `got` does not hold equally."""
     rows = {(type(point_id), point_id): row for row, point_id in enumerate(got.ids)}
     order = [rows.get((type(point_id), point_id), -1) for point_id in expected.ids]
     found: list[tuple[PointId, str]] = [
