@@ -1,0 +1,28 @@
+"""A workspace for each test, and nothing of one test in the next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from runner import errors
+from tests.e2e.workspace import Workspace
+
+
+@pytest.fixture(autouse=True)
+def no_secrets_left() -> Iterator[None]:
+    """Resolved secrets are remembered for the life of the process; tests share one."""
+    errors._SECRETS.clear()
+    yield
+    errors._SECRETS.clear()
+
+
+@pytest.fixture
+def ws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """A workspace that is the current folder, as users have it: paths in messages are relative to it."""
+    made = Workspace.create(tmp_path / "ws")
+    monkeypatch.chdir(made.root)
+    monkeypatch.delenv("VECRUN_ENV", raising=False)
+    return made

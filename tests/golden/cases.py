@@ -1,0 +1,144 @@
+"""The workspaces of the golden plans: files stores with fixed points, so that each plan is always the same."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from runner import commands
+from runner.plan import Plan
+from runner.points import (
+    CollectionSchema,
+    Distance,
+    IdKind,
+    PayloadField,
+    PayloadType,
+    PointBatch,
+    VectorField,
+    VectorIndex,
+)
+from runner.report import markdown, text
+from tests import worlds
+from tests.e2e.workspace import JOB, Workspace
+
+HERE = Path(__file__).parent
+
+
+def put(ws: Workspace, name: str, count: int, store: str = "a", unit: bool = True) -> None:
+    """A collection with an index and declared fields."""
+    index = VectorIndex(type="hnsw", m=16, ef_construction=100)
+    schema = CollectionSchema(
+        name=name, id_kind=IdKind.INT,
+        vectors=(VectorField(name="text", dimension=8, distance=Distance.COSINE, index=index),),
+        payload=(
+            PayloadField(name="document_id", type=PayloadType.KEYWORD, indexed=True),
+            PayloadField(name="chunk", type=PayloadType.INTEGER),
+        ),
+    )  # fmt: skip
+    batch: PointBatch = worlds.points(schema, count, unit=unit)
+    with ws.store(store) as opened:
+        opened.create(schema)
+        if count:
+            opened.upsert(name, batch)
+        opened.finish(schema)
+
+
+def simple(ws: Workspace) -> Plan:
+    """One collection, with a cutover."""
+    put(ws, "kb", 40)
+    return ws.plan()
+
+
+def everything(ws: Workspace) -> Plan:
+    """Several collections, changed on the way, ids mapped, the source deleted at the end, one alias moved."""
+    for name in ("kb_de", "kb_en"):
+        put(ws, name, 20)
+    put(ws, "old", 3, store="b")
+    with ws.store("b") as store:
+        store.set_alias("live-kb_de_v2", "old")
+    with ws.store("a") as store:
+        store.set_alias("reader", "kb_en")
+    ws.write(
+        "jobs/move.yaml",
+        JOB.split("  collections:")[0]
+        + "  collections:\n"
+        + "    - from: 'kb_*'\n      to: '{name}_v2'\n      vectors: {text: body}\n      index: {body: {type: hnsw, m: 32}}\n"
+        + "      payload: {drop: [seed], rename: {document_id: doc}, cast: {score: string}, set: {tenant: 'a|b'}}\n"
+        + "      where: [{field: active, value: true}]\n      ids: {mode: uuid5}\n"
+        + "  cutover: {alias: 'live-{name}'}\n  verify: {mode: sample, sample: 10}\n  source_after: delete\n  retention: 12h\n"
+        + "  accept: [{code: VD101, reason: moved for good}]\n",
+    )
+    return ws.plan()
+
+
+def blocked(ws: Workspace) -> Plan:
+    """A target with other dimensions and points in it."""
+    put(ws, "kb", 40)
+    ws.fill(3, store="b", name="kb2", dimension=4, vector="")
+    return ws.plan()
+
+
+def rollback(ws: Workspace) -> Plan:
+    """The way back, with points in the target that came later."""
+    put(ws, "kb", 40)
+    ws.apply()
+    with ws.store("b") as store:
+        schema = store.inspect("kb2")
+        assert schema is not None
+        store.upsert("kb2", worlds.points(schema, 2, seed=9, unit=True))
+    return commands.plan_rollback(ws.context(), "move")
+
+
+CASES: dict[str, Callable[[Workspace], Plan]] = {
+    "simple": simple,
+    "everything": everything,
+    "blocked": blocked,
+    "rollback": rollback,
+}
+
+
+@contextmanager
+def workspace() -> Iterator[Workspace]:
+    """A workspace that is the current folder."""
+    before = Path.cwd()
+    with tempfile.TemporaryDirectory() as folder:
+        made = Workspace.create(Path(folder))
+        os.chdir(folder)
+        try:
+            yield made
+        finally:
+            os.chdir(before)
+
+
+#: What differs between two runs or machines, and what stands there instead.
+CHANGING = (
+    (r"sha256:[0-9a-f]{64}", "sha256:…"),
+    (r"plan `[0-9a-f]{12}`", "plan `…`"),
+    (r"spec `[0-9a-f]{12}`", "spec `…`"),
+    (r"r-\d{8}-\d{6}-[0-9a-f]{6}", "r-RUN"),
+    (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+\+00:00", "TIME"),
+    (r'"(lineage|tool_version)": "[^"]*"', r'"\1": "…"'),
+    (r'"(seconds|bytes)": [\d.]+', r'"\1": 0'),
+    (r"([Rr]eading alone (takes )?)(under )?[\d.]+ (s|min|h)\b", r"\1…"),
+    (r"(about )[\d.]+ (bytes|kB|MB)\b", r"\1…"),
+    (r"vecrun_undo_[0-9a-f]{10}", "vecrun_undo_…"),
+)
+
+
+def forms(name: str) -> dict[str, str]:
+    """File name -> content, for the three forms of a plan."""
+    with workspace() as ws:
+        made = CASES[name](ws)
+        shown = {f"{name}.txt": text.plan(made) + "\n", f"{name}.md": markdown.plan(made), f"{name}.json": made.dumps()}
+        return {file: normal(content, ws) for file, content in shown.items()}
+
+
+def normal(content: str, ws: Workspace) -> str:
+    content = content.replace(str(ws.root), "/WORKSPACE")
+    for pattern, instead in CHANGING:
+        content = re.sub(pattern, instead, content)
+    return content

