@@ -49,7 +49,11 @@ def validate(context: Context, paths: Iterable[Path]) -> Validation:
                 checked = check_model(connection_model(str(raw["type"])), raw, job.document, ("spec", role.strip("()")))
                 problems += checked if isinstance(checked, list) else []
             except NotFound as exc:
-                problems.append(job.document.diagnostic(("spec", role.strip("()"), "type"), exc.detail))
+                problems.append(
+                    job.document.diagnostic(
+                        ("spec", role.strip("()"), "type"), f"no such store type: {exc.detail}", exc.hint
+                    )
+                )
     return Validation(tuple(str(path) for path in files), tuple(problems))
 
 

@@ -582,8 +582,10 @@ def test_secrets_of_environment_and_files_appear_nowhere(ws: Workspace, monkeypa
 
 
 def test_an_internal_error_is_told_without_a_traceback_unless_asked(ws: Workspace) -> None:
+    ws.fill()
     ws.write("state", "a file where the folder should be")
-    plain, debug = ws.process("runs"), ws.process("--debug", "runs")
+    command = ("apply", "jobs/move.yaml", "--auto-approve")
+    plain, debug = ws.process(*command), ws.process("--debug", *command)
     assert plain.returncode == debug.returncode == 1
     assert "state" in plain.stderr
     assert "Traceback" not in plain.stderr
