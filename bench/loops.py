@@ -219,7 +219,9 @@ def pgvector_to_weaviate(ground: Ground) -> float:
         with collection.batch.fixed_size(batch_size=BATCH) as batch:
             for ids, matrix, texts in _pages(ground.pg_url):
                 for point_id, row, text in zip(ids, matrix, texts, strict=True):
-                    batch.add_object(properties=json.loads(text), uuid=str(uuid.UUID(int=point_id)), vector=row.tolist())
+                    batch.add_object(
+                        properties=json.loads(text), uuid=str(uuid.UUID(int=point_id)), vector=row.tolist()
+                    )
         assert not collection.batch.failed_objects
         seconds = time.monotonic() - began
         client.collections.delete("Bench_bare")

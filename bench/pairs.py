@@ -90,7 +90,7 @@ def run(names: list[str], folder: Path, scale: float, rounds: int) -> None:
         with ExitStack() as stack:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
-            url = stack.enter_context(servers.postgres())
+            url = stack.enter_context(servers.postgres(durable=True))
             ground = Ground(folder, url, max(1000, int(pair.points * scale)))
             pair.fill(ground)
             rates: list[tuple[float, float]] = []
@@ -101,6 +101,7 @@ def run(names: list[str], folder: Path, scale: float, rounds: int) -> None:
             ratio = statistics.median(one / other for one, other in rates)
             vecrun, bare = (statistics.median(item[side] for item in rates) for side in (0, 1))
             print(
-                f"bench {name} vecrun={vecrun:,.0f}/s bare={bare:,.0f}/s ratio={ratio:.2f} points={ground.points:,}", flush=True
+                f"bench {name} vecrun={vecrun:,.0f}/s bare={bare:,.0f}/s ratio={ratio:.2f} points={ground.points:,}",
+                flush=True,
             )
         time.sleep(0)

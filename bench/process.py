@@ -27,7 +27,13 @@ def workspace(folder: Path, source: dict[str, object], target: dict[str, object]
     (root / "vecrun.yaml").write_text(yaml.safe_dump(settings))
     collections = [{"from": "bench_source", "to": "Bench_target"}]
     accept = [{"code": "VL101", "reason": "a benchmark"}]
-    spec = {"source": "source", "target": "target", "collections": collections, "verify": {"mode": verify}, "accept": accept}
+    spec = {
+        "source": "source",
+        "target": "target",
+        "collections": collections,
+        "verify": {"mode": verify},
+        "accept": accept,
+    }
     job = {"apiVersion": "vecrun/v1", "kind": "VectorMigration", "metadata": {"name": "bench"}, "spec": spec}
     (root / "jobs" / "bench.yaml").write_text(yaml.safe_dump(job))
     return root

@@ -147,6 +147,8 @@ def _as_it_stands(step: Step, world: World) -> Step:
     """A drop with the number of points that are there now; a pointer that a crashed run never switched, as it is."""
     if isinstance(step, SetServing) and world.serving().get(step.name) == step.after:
         return step.model_copy(update={"before": step.after})
+    if isinstance(step, SwitchAlias) and world.store(step.connection).aliases().get(step.alias) == step.after:
+        return step.model_copy(update={"before": step.after})
     if not isinstance(step, DropCollection):
         return step
     store = world.store(step.target.connection)

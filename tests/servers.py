@@ -32,7 +32,12 @@ def postgres(*, durable: bool = False) -> Iterator[str]:
     try:
         uri = str(server.get_uri())
         if not durable:
-            sql(uri, "ALTER SYSTEM SET fsync = off", "ALTER SYSTEM SET full_page_writes = off", "SELECT pg_reload_conf()")
+            sql(
+                uri,
+                "ALTER SYSTEM SET fsync = off",
+                "ALTER SYSTEM SET full_page_writes = off",
+                "SELECT pg_reload_conf()",
+            )
         sql(uri, "CREATE DATABASE with_vector")
         sql(database(uri, "with_vector"), "CREATE EXTENSION vector")
         yield uri

@@ -1,0 +1,261 @@
+"""Commands that take a job or a plan: check, plan, apply, verify, roll back."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from runner.cli.command import cli, fail, options, show, style
+from runner.errors import NotFound, VecrunError, redact
+
+if TYPE_CHECKING:
+    from runner.commands import Context
+    from runner.plan import Plan
+
+from runner.cli.progress import Display, say, stoppable
+
+
+@cli.command()
+@click.argument("directory", type=click.Path(file_okay=False, path_type=Path), default=Path())
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def init(directory: Path, as_json: bool) -> None:
+    """Make a workspace with a sample job."""
+    from runner import workspace
+    from runner.report import to_json
+
+    try:
+        made = workspace.create(directory)
+    except VecrunError as exc:
+        fail(exc, as_json=as_json)
+    if as_json:
+        click.echo(to_json("workspace", {"files": [str(path) for path in made]}))
+        return
+    for path in made:
+        show(f"+ {path}")
+    show(f"Next: cd {directory} && vecrun validate, then vecrun connections test")
+
+
+@cli.command()
+@click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
+@options
+def validate(context: Context, paths: tuple[Path, ...], as_json: bool) -> None:
+    """Check job files (default: jobs/) and the workspace, offline."""
+    from runner import commands
+    from runner.report import text, to_json
+
+    result = commands.validate(context, paths or (context.settings.root / "jobs",))
+    if as_json:
+        click.echo(to_json("validation", result))
+    else:
+        click.echo(text.validation(result), err=bool(result.problems))
+    if result.problems:
+        sys.exit(14)
+
+
+@cli.command()
+@click.argument("job", type=click.Path(path_type=Path))
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="Save the plan; a .md beside it shows it to people.")
+@click.option("--format", "form", type=click.Choice(["text", "markdown", "json"]), default="text", show_default=True)
+@click.option("--detailed-exitcode", is_flag=True, help="Exit with 2 when there are changes.")
+@click.option("--unpin", is_flag=True, help="Plan again what was rolled back.")
+@options
+def plan(
+    context: Context, job: Path, out: Path | None, form: str, detailed_exitcode: bool, unpin: bool, as_json: bool
+) -> None:
+    """Show what a job would do. Reads the live stores and changes nothing."""
+    from runner import commands
+    from runner.report import markdown
+    from runner.state import write_atomically
+
+    made = commands.plan(context, job, unpin=unpin)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(out, made.dumps())
+        write_atomically(out.with_suffix(".md"), redact(markdown.plan(made)))
+    _show_plan(made, "json" if as_json else form)
+    if out is not None and not as_json and form == "text":
+        show(f"\nSaved to {out}. Apply exactly this with: vecrun apply {out}")
+    if detailed_exitcode and (made.steps or made.drift):
+        sys.exit(2)
+
+
+def _show_plan(made: Plan, form: str) -> None:
+    from runner.report import markdown, text, to_json
+
+    match form:
+        case "json":
+            click.echo(to_json("plan", {"plan": made}))
+        case "markdown":
+            show(markdown.plan(made).rstrip())
+        case _:
+            show(text.plan(made, style))
+
+
+@cli.command("show")
+@click.argument("what")
+@click.option("--format", "form", type=click.Choice(["text", "markdown", "json"]), default="text", show_default=True)
+@options
+def show_(context: Context, what: str, form: str, as_json: bool) -> None:
+    """Show a plan file, or the plan of a run."""
+    from runner import commands
+    from runner import plan as plans
+
+    made = plans.read(Path(what)) if Path(what).exists() else commands.status(context, what).plan
+    _show_plan(made, "json" if as_json else form)
+
+
+@cli.command()
+@click.argument("what", type=click.Path(path_type=Path), metavar="PLANFILE|JOB.yaml")
+@click.option("--auto-approve", is_flag=True, help="Do not ask.")
+@click.option("--dry-run", is_flag=True, help="Read and transform everything, write nothing.")
+@click.option("--sample", type=click.IntRange(1), help="With --dry-run: only about so many points of each collection.")
+@click.option("--unpin", is_flag=True, help="Apply again what was rolled back.")
+@options
+def apply(
+    context: Context, what: Path, auto_approve: bool, dry_run: bool, sample: int | None, unpin: bool, as_json: bool
+) -> None:
+    """Carry out a saved plan, or plan a job, ask, and carry it out. Goes on with an unfinished run."""
+    from runner import commands
+    from runner import plan as plans
+
+    if not what.exists():
+        raise NotFound("No such file", str(what))
+    if sample is not None and not dry_run:
+        raise click.UsageError("--sample belongs to --dry-run")
+    if what.suffix == ".json":
+        _run(context, plans.read(what), as_json=as_json, dry_run=dry_run, sample=sample)
+        return
+    job = commands.load(context, what)
+    if not dry_run and (row := commands.unfinished_of(context, job)):
+        click.echo(f"Going on with run {row['run']} ({row['purpose']}, {row['status']}).", err=True)
+        _resume(context, job.name, as_json)
+        return
+    made = commands.plan(context, what, unpin=unpin)
+    if not as_json:
+        _show_plan(made, "text")
+    if not made.steps:
+        if as_json:
+            _show_plan(made, "json")
+        return
+    commands.refuse_blocked(made)
+    if not dry_run:
+        _approve(auto_approve, as_json)
+    _run(context, made, as_json=as_json, dry_run=dry_run, sample=sample)
+
+
+def _approve(auto: bool, as_json: bool) -> None:
+    if auto:
+        return
+    if as_json or not sys.stdin.isatty():
+        raise VecrunError(
+            "Nobody is here to approve the plan",
+            "",
+            "Apply a saved plan file (that is the approval), or pass --auto-approve",
+        )
+    if click.prompt("Apply this plan? Only yes is accepted", err=True, default="no", show_default=False) != "yes":
+        raise VecrunError("Not applied", "the answer was not yes")
+
+
+def _run(context: Context, made: Plan, *, as_json: bool, dry_run: bool = False, sample: int | None = None) -> None:
+    from runner import commands
+
+    display = Display(made, as_json)
+    with stoppable() as stop:
+        try:
+            done = commands.apply(context, made, dry_run=dry_run, sample=sample, progress=display, stop=stop, say=say)
+        finally:
+            display.stop()
+    _show_outcome(done, as_json)
+
+
+def _resume(context: Context, job: str, as_json: bool) -> None:
+    from runner import commands
+
+    display = Display(commands.status(context, job).plan, as_json)
+    with stoppable() as stop:
+        try:
+            done = commands.resume(context, job, progress=display, stop=stop, say=say)
+        finally:
+            display.stop()
+    _show_outcome(done, as_json)
+
+
+def _show_outcome(done: Any, as_json: bool) -> None:
+    from runner.report import text, to_json
+
+    if as_json:
+        click.echo(to_json("outcome", done))
+    else:
+        show(text.outcome(done))
+
+
+@cli.command()
+@click.argument("job")
+@options
+def resume(context: Context, job: str, as_json: bool) -> None:
+    """Go on with the unfinished run of a job."""
+    _resume(context, job, as_json)
+
+
+@cli.command()
+@click.argument("job")
+@click.option("--mode", type=click.Choice(["count", "sample", "full"]), help="Instead of the job's own.")
+@click.option("--sample", type=click.IntRange(1), help="Points to compare in mode sample.")
+@options
+def verify(context: Context, job: str, mode: str | None, sample: int | None, as_json: bool) -> None:
+    """Compare source and target of an applied job again."""
+    from runner import commands
+    from runner.report import text, to_json
+
+    with stoppable() as stop:
+        result = commands.verify(context, job, mode=mode, sample=sample, stop=stop)
+    click.echo(to_json("verified", result)) if as_json else show(text.verified(result))
+    if not result.equal:
+        sys.exit(13)
+
+
+@cli.command()
+@click.argument("job")
+@click.option("--auto-approve", is_flag=True, help="Do not ask.")
+@click.option("--dry-run", is_flag=True, help="Only show what it would do.")
+@click.option("--discard-new-points", is_flag=True, help="Also when points were written to the target since.")
+@options
+def rollback(
+    context: Context, job: str, auto_approve: bool, dry_run: bool, discard_new_points: bool, as_json: bool
+) -> None:
+    """Undo the newest run of a job: shown first, then asked, then applied like any plan."""
+    from runner import commands
+
+    made = commands.plan_rollback(context, job, discard_new_points=discard_new_points)
+    if not as_json or dry_run:
+        _show_plan(made, "json" if as_json else "text")
+    if dry_run:
+        return
+    commands.refuse_blocked(made)
+    _approve(auto_approve, as_json)
+    _run(context, made, as_json=as_json)
+
+
+@cli.command()
+@click.argument("jobs", nargs=-1)
+@options
+def drift(context: Context, jobs: tuple[str, ...], as_json: bool) -> None:
+    """What moved since jobs were applied; exit code 2 when something did."""
+    from runner import commands
+    from runner.report import to_json
+
+    found = commands.drift(context, jobs)
+    if as_json:
+        click.echo(to_json("drift", {"jobs": found}))
+    else:
+        for job, lines in found.items():
+            show(f"{job}: " + ("nothing moved" if not lines else "moved since it was applied"))
+            for line in lines:
+                show(f"  ~ {line}")
+        if not found:
+            show("No job was applied yet.")
+    if any(found.values()):
+        sys.exit(2)

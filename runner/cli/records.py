@@ -1,0 +1,241 @@
+"""Commands that look at runs, connections, state, locks and schemas, and steer a run from outside."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from contextlib import nullcontext, redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from runner.cli.command import cli, fail, options, show
+from runner.errors import VecrunError
+
+if TYPE_CHECKING:
+    from runner.commands import Context
+
+
+def _controls(wish: str, doc: str) -> None:
+    @cli.command(wish, help=doc)
+    @click.argument("job", metavar="JOB|RUN")
+    @options
+    def command(context: Context, job: str, as_json: bool) -> None:
+        from runner import commands
+        from runner.report import to_json
+
+        run = commands.control(context, job, wish)
+        if as_json:
+            click.echo(to_json("control", {"run": run, "asked": wish}))
+            return
+        status = commands.status(context, run)
+        show(
+            f"Asked run {run} to {wish}."
+            if status.run["status"] == "running"
+            else f"Run {run} is {status.run['status']}."
+        )
+        if wish == "cancel":
+            from runner.plan import CreateCollection
+
+            left = [str(step.target) for step in status.plan.steps if isinstance(step, CreateCollection)]
+            if left:
+                show(f"The source is untouched. Left behind, as far as the run came: {', '.join(left)}")
+        show(f"Go on: vecrun resume {status.run['job']}. Undo: vecrun rollback {status.run['job']}")
+
+
+_controls("pause", "Ask a run to stop after its batch; it can be resumed.")
+_controls("cancel", "Ask a run to stop after its batch, to be rolled back.")
+
+
+@cli.command()
+@click.argument("job", metavar="JOB|RUN", required=False)
+@click.option("--watch", is_flag=True, help="Show it again every second until it ends.")
+@options
+def status(context: Context, job: str | None, watch: bool, as_json: bool) -> None:
+    """Where a job's newest run stands; without a job, all of them."""
+    from runner import commands
+    from runner.report import text, to_json
+
+    if job is None:
+        newest = {row["job"]: row for row in reversed(commands.runs(context))}
+        rows = sorted(newest.values(), key=lambda row: str(row["job"]))
+        columns = ["job", "run", "purpose", "status", "started", "finished"]
+        click.echo(to_json("statuses", rows)) if as_json else show(text.table(rows, columns, "No job was applied yet."))
+        return
+    while True:
+        found = commands.status(context, job)
+        if as_json:
+            steps = [{key: value for key, value in item.items() if key != "step"} for item in found.steps]
+            body = {
+                "run": found.run,
+                "steps": steps,
+                "done": found.done,
+                "total": found.total,
+                "seconds_left": found.seconds_left,
+            }
+            click.echo(to_json("status", body))
+        else:
+            show(text.status(found))
+        if not watch or found.run["status"] != "running":
+            return
+        time.sleep(1)
+
+
+@cli.command()
+@click.argument("job", required=False)
+@options
+def runs(context: Context, job: str | None, as_json: bool) -> None:
+    """History of runs, newest first."""
+    from runner import commands
+    from runner.report import text, to_json
+
+    found = commands.runs(context, job)
+    columns = ["run", "job", "purpose", "status", "started", "finished", "owner"]
+    click.echo(to_json("runs", found)) if as_json else show(text.table(found, columns, "No runs yet."))
+
+
+@cli.command()
+@click.argument("run", metavar="JOB|RUN")
+@click.option("-f", "--follow", is_flag=True, help="Wait for more until the run ends.")
+@options
+def logs(context: Context, run: str, follow: bool, as_json: bool) -> None:
+    """The log of a run."""
+    from runner import commands
+    from runner.report import to_json
+
+    if as_json and not follow:
+        click.echo(to_json("logs", commands.logs(context, run)))
+        return
+    last = 0
+    while True:
+        ended = not follow or commands.status(context, run).run["status"] != "running"
+        for line in commands.logs(context, run, last):
+            last = line["id"]
+            if as_json:
+                click.echo(to_json("log", line))
+            else:
+                details = " ".join(f"{key}={value}" for key, value in line["details"].items())
+                show(f"{line['time']} {line['level']:<5} {line['message']}" + (f" ({details})" if details else ""))
+        if ended:
+            return
+        time.sleep(0.5)
+
+
+@cli.group()
+def connections() -> None:
+    """Connections of the workspace."""
+
+
+@connections.command("test")
+@click.argument("names", nargs=-1)
+@options
+def connections_test(context: Context, names: tuple[str, ...], as_json: bool) -> None:
+    """Reachable, version, credentials, rights, latency."""
+    from runner import commands
+    from runner.report import text, to_json
+
+    found = commands.check_connections(context, names)
+    click.echo(to_json("connections", found)) if as_json else show(text.connections(found))
+    if any(item.error for item in found):
+        sys.exit(1)
+
+
+@cli.group()
+def state() -> None:
+    """State documents: what is live, how to roll back."""
+
+
+@state.command("list")
+@options
+def state_list(context: Context, as_json: bool) -> None:
+    """Jobs with a state."""
+    from runner.report import text, to_json
+
+    rows = [context.states.load(name).model_dump(mode="json") for name in context.states.jobs()]
+    columns = ["job", "status", "serial", "kind"]
+    click.echo(to_json("states", rows)) if as_json else show(text.table(rows, columns, "No job was applied yet."))
+
+
+@state.command("show")
+@click.argument("job")
+@options
+def state_show(context: Context, job: str, as_json: bool) -> None:
+    """A job's state as JSON."""
+    from runner import commands
+    from runner.report import to_json
+
+    found = commands.state(context, job)
+    click.echo(
+        to_json("state", found) if as_json else json.dumps(found.model_dump(mode="json"), indent=2, ensure_ascii=False)
+    )
+
+
+@cli.group()
+def lock() -> None:
+    """Locks on jobs and collections."""
+
+
+@lock.command("list")
+@options
+def lock_list(context: Context, as_json: bool) -> None:
+    """Who holds what."""
+    from runner import commands
+    from runner.report import text, to_json
+
+    rows = [item | {"id": item["token"]} for item in commands.locks(context)]
+    columns = ["name", "id", "run", "owner", "host", "pid", "since", "expired"]
+    click.echo(to_json("locks", rows)) if as_json else show(text.table(rows, columns, "No lock is held."))
+
+
+@lock.command("release")
+@click.argument("name")
+@click.option("--if-id", "token", type=int, required=True, help="The id that lock list showed.")
+@options
+def lock_release(context: Context, name: str, token: int, as_json: bool) -> None:
+    """Free a lock whose holder is gone; a holder that still lives is fenced off."""
+    from runner import commands
+    from runner.report import to_json
+
+    commands.release_lock(context, name, token)
+    click.echo(to_json("lock", {"released": name})) if as_json else show(f"Released {name}.")
+
+
+@cli.command()
+@click.argument("kind", required=False)
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def schema(kind: str | None, as_json: bool) -> None:
+    """JSON Schema of a job kind or of vecrun.yaml (Workspace); without a kind, their names."""
+    from runner import schemas
+    from runner.report import to_json
+
+    try:
+        if as_json:
+            click.echo(
+                to_json("schema", {"kinds": schemas.names()} if kind is None else {"schema": schemas.schema(kind)})
+            )
+        else:
+            click.echo("\n".join(schemas.names()) if kind is None else schemas.dumps(kind), nl=kind is None)
+    except VecrunError as exc:
+        fail(exc, as_json=as_json)
+
+
+@cli.command()
+@click.option(
+    "--directory", type=click.Path(file_okay=False, path_type=Path), default=Path(".demo"), show_default=True,
+    help="Where to build it; an earlier demo there is replaced.",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout; what it tells goes to stderr.")
+def demo(directory: Path, as_json: bool) -> None:
+    """Build a small knowledge base without any network and move it: Milvus → Qdrant → pgvector, and back."""
+    from runner import demo as demonstration
+    from runner.report import to_json
+
+    try:
+        with redirect_stdout(sys.stderr) if as_json else nullcontext():
+            demonstration.run(directory)
+    except VecrunError as exc:
+        fail(exc, as_json=as_json)
+    if as_json:
+        click.echo(to_json("demo", {"directory": str(directory), "ok": True}))
