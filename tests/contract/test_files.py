@@ -161,6 +161,10 @@ def test_ids_too_long_for_statistics(tmp_path: Path) -> None:
     assert same(store, schema, batch, everything(store, schema)) == []
     assert [i for b in store.scan("kb", KeyRange(ids[100], ids[300]), ids[200]) for i in b.ids] == ids[201:300]
     assert store.fetch("kb", ids[50:60]).ids == ids[50:60]
+    # and when short ids, which have statistics, stand before them in the same part
+    mixed: list[PointId] = [*(f"a{n:06d}" for n in range(3000)), *(f"{'x' * 6000}{n:05d}" for n in range(5000))]
+    store.upsert("kb", points(schema, ids=mixed))
+    assert set(store.fetch("kb", mixed).ids) == set(mixed)
 
 
 @pytest.mark.parametrize("kind", [IdKind.INT, IdKind.STRING, IdKind.INT_OR_UUID])

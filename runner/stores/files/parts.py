@@ -130,9 +130,8 @@ def find(parts: Sequence[Part], open_part: Opener, ids: Sequence[PointId]) -> It
         with closing(open_part(part)) as file:
             gone: set[Key] = set()
             for group in range(file.num_row_groups):
-                span = _group_span(file, group)
-                if span is not None:
-                    low, high = bisect_left(open_ids, span[0]), bisect_right(open_ids, span[1])
+                first, last = _group_span(file, group) or (part.low, part.high)
+                low, high = bisect_left(open_ids, first), bisect_right(open_ids, last)
                 if low == high:
                     continue
                 hits = matching(file.read_row_group(group, columns=list(KEYS)), open_ids[low:high])
