@@ -120,7 +120,8 @@ class Leases:
                 else:
                     connection.execute(leases.insert().values(name=name, **values))
                 tokens.append((name, int(values["token"])))
-        _HELD.update(tokens)
+            # before the commit shows the rows: another thread would take them for those of a dead process with our pid
+            _HELD.update(tokens)
         return Lease(run, tuple(tokens))
 
     def renew(self, lease: Lease, seconds: float) -> None:
