@@ -195,7 +195,7 @@ def pgvector_to_qdrant_server(ground: Ground) -> float:
 
     port = int(os.environ.get("VECRUN_TEST_QDRANT_GRPC_PORT", "6334"))
     url = os.environ["VECRUN_TEST_QDRANT_URL"]
-    return _into_qdrant(ground, QdrantClient(url=url, grpc_port=port, prefer_grpc=True, timeout=60))
+    return _into_qdrant(ground, QdrantClient(url=url, grpc_port=port, prefer_grpc=True, timeout=60, check_compatibility=False))
 
 
 def pgvector_to_weaviate(ground: Ground) -> float:

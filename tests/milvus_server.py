@@ -26,8 +26,6 @@ from pathlib import Path
 PORT, HEALTH_PORT = 19530, 9091
 CLONE_NEWNET, PR_SET_PDEATHSIG = 0x40000000, 1
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 0x1
-#: Where the executable is looked for when it is not on PATH.
-VENVS = (os.environ.get("VECRUN_TEST_MILVUS_VENV"), Path.home() / ".cache/vecrun/milvus-venv", "/opt/trial/milvus-venv")
 
 
 def start(data_dir: Path) -> tuple[str, Callable[[], None]]:
@@ -38,7 +36,7 @@ def start(data_dir: Path) -> tuple[str, Callable[[], None]]:
     binary = find()
     if binary is None:
         raise RuntimeError(
-            "no server: set VECRUN_TEST_MILVUS_URI, or put milvus-server (pip install milvus==2.3.5) on PATH"
+            "no server: set VECRUN_TEST_MILVUS_URI, or pip install milvus==2.3.5 (into the venv VECRUN_TEST_MILVUS_VENV)"
         )
     if sys.platform != "linux" or os.geteuid() != 0:
         raise RuntimeError("milvus-server listens on all interfaces; only root on Linux can give it its own network")
@@ -68,11 +66,11 @@ def start(data_dir: Path) -> tuple[str, Callable[[], None]]:
 
 
 def find() -> Path | None:
-    """The `milvus-server` of the wheel: in one of `VENVS`, or on PATH."""
-    for folder in VENVS:
-        if folder and (Path(folder) / "bin/milvus-server").exists():
-            return Path(folder) / "bin/milvus-server"
-    found = shutil.which("milvus-server")
+    """The `milvus-server` of the wheel: beside this Python, in VECRUN_TEST_MILVUS_VENV, or on PATH."""
+    folders = [str(Path(sys.executable).parent)]
+    if venv := os.environ.get("VECRUN_TEST_MILVUS_VENV"):
+        folders.append(str(Path(venv) / "bin"))
+    found = shutil.which("milvus-server", path=os.pathsep.join([*folders, os.environ.get("PATH", "")]))
     return Path(found) if found else None
 
 
