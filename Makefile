@@ -9,9 +9,9 @@ STAMP := $(VENV)/.installed
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 setup: $(STAMP) ## make the virtual environment with everything in it
@@ -21,6 +21,9 @@ demo: $(STAMP) ## move a small real knowledge base Milvus -> Qdrant -> pgvector 
 
 test: $(STAMP) ## all tests, on real stores that come from packages
 	$(BIN)/python -m pytest -q
+
+contract: $(STAMP) ## the store contract on every store there is, all of it (a Milvus server takes minutes)
+	VECRUN_TEST_FULL=1 $(BIN)/python -m pytest -q tests/contract
 
 check: $(STAMP) ## format, lint, types, import contracts, generated files
 	$(BIN)/ruff format --check .
@@ -41,6 +44,10 @@ schemas: $(STAMP) ## write schemas/ and docs/reference from the models and the c
 golden: $(STAMP) ## rewrite the golden files; review the diff like code
 	$(BIN)/python -m tests.golden --write
 
+constraints: $(STAMP) ## write constraints.txt from what is installed
+	(echo "# What the tests ran with; an installation of vecrun does not need it. Rewritten by: make constraints"; \
+	$(BIN)/python -m pip freeze --exclude-editable) > constraints.new && mv constraints.new constraints.txt
+
 fmt: $(STAMP) ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -48,4 +55,4 @@ fmt: $(STAMP) ## format and fix what can be fixed
 clean: ## remove what was built
 	rm -rf $(VENV) .demo .bench build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
-.PHONY: help setup demo test check faults bench schemas golden fmt clean
+.PHONY: help setup demo test contract check faults bench schemas golden constraints fmt clean

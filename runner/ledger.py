@@ -87,6 +87,8 @@ log = sa.Table(
 #: Statuses a run never leaves.
 FINAL = ("completed", "rolled_back")
 SCHEMA_VERSION = 1
+#: Seconds of a lease in a ledger that nobody else can open.
+UNLIMITED = 1e9
 
 
 @dataclass(frozen=True)
@@ -282,7 +284,9 @@ class Ledger(Leases):
             if cursor is not None:
                 values["cursor"] = json.dumps(cursor)
             if status == "running":
-                values["deliveries"] = 0  # it moves: only deliveries without progress count against a partition
+                values["deliveries"] = (
+                    0  # only deliveries that end without a checkpoint count: those that killed their worker
+                )
             connection.execute(
                 partitions.update()
                 .where(partitions.c.run == lease.run, partitions.c.step == step, partitions.c.part == part)
@@ -299,16 +303,16 @@ class Ledger(Leases):
             )
 
     def reopen(self, lease: Lease, step: int) -> None:
-        """Give failed partitions of a step another chance (on resume)."""
+        """On resume: failed partitions get another chance; those whose worker died keep count of their deliveries."""
+        of_step = (partitions.c.run == lease.run, partitions.c.step == step)
         with self.guarded(lease) as connection:
             connection.execute(
                 partitions.update()
-                .where(
-                    partitions.c.run == lease.run,
-                    partitions.c.step == step,
-                    partitions.c.status.in_(("failed", "running")),
-                )
+                .where(*of_step, partitions.c.status == "failed")
                 .values(status="pending", deliveries=0)
+            )
+            connection.execute(
+                partitions.update().where(*of_step, partitions.c.status == "running").values(status="pending")
             )
 
     def restart_step(self, lease: Lease, step: int) -> None:

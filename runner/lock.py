@@ -227,11 +227,12 @@ def _dead(row: Any, host: str) -> bool:
         return (row["name"], row["token"]) not in _HELD
     try:
         os.kill(row["pid"], 0)
+        # a dead process that its parent has not fetched yet answers, too (Linux; in a container nobody may fetch it)
+        return Path(f"/proc/{row['pid']}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except ProcessLookupError:
         return True
-    except PermissionError:
+    except OSError:
         return False
-    return False
 
 
 def _sqlite_settings(connection: Any, _record: Any) -> None:

@@ -45,6 +45,17 @@ CHOSEN = [name.strip() for name in os.environ.get("VECRUN_TEST_STORES", "").spli
     EDITIONS
 )
 
+#: On a Milvus server every collection costs seconds, so a usual run takes these; `make contract` takes all.
+SHORT = {
+    "milvus-server": (
+        "test_create_then_inspect", "test_upsert_is_counted_and_read_at_once", "test_upsert_twice_changes_nothing",
+        "test_duplicate_ids_in_one_batch", "test_delete_is_harmless_when_repeated", "test_ids_of_every_kind_come_back",
+        "test_thousands_of_ids_in_one_call", "test_scan_covers_everything_once_and_resumes_anywhere",
+        "test_scan_after_shuffled_writes_by_two_threads", "test_cut_covers_every_id_once", "test_payload_zoo",
+        "test_vectors_of_every_metric", "test_partitions_are_carried", "test_aliases",
+    )
+}  # fmt: skip
+
 _touched: dict[str, str] = {}
 _left_out: dict[str, str] = {}
 for _server in ("qdrant", "weaviate"):  # no test is even collected for them, instead of a hundred skipped ones
@@ -62,6 +73,21 @@ def pytest_configure(config: pytest.Config) -> None:
     unknown = sorted(set(CHOSEN) - set(EDITIONS))
     if unknown:
         raise pytest.UsageError(f"VECRUN_TEST_STORES: no edition {', '.join(unknown)}; there are {', '.join(EDITIONS)}")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what SHORT does not name, unless VECRUN_TEST_FULL is set."""
+    if os.environ.get("VECRUN_TEST_FULL"):
+        return
+    long = []
+    for item in items:
+        for edition, names in SHORT.items():
+            name, _, parameters = item.name.partition("[")
+            if edition in parameters and name not in names and "contract" in item.path.parts:
+                long.append(item)
+    if long:
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
 
 
 @pytest.hookimpl(trylast=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +35,7 @@ from runner.points import KeyRange
 from runner.settings import Limits
 from runner.spec import digest
 from runner.state import StateDirectory
+from runner.store import Store
 from runner.world import World
 
 #: Seconds of work after which a partition checkpoints and puts itself back in the queue.
@@ -54,6 +56,7 @@ class Run:
     stop: threading.Event = field(default_factory=threading.Event)
     say: Callable[[str], None] = lambda _message: None
     sample: int | None = None  # a dry run may read only about so many points of each collection
+    copied: dict[Place, int] = field(default_factory=dict)  # for a verification later: what the run it is about wrote
     keeper: Keeper | None = None  # renews the lease meanwhile; None for a ledger that nobody else can open
 
     @property
@@ -137,15 +140,21 @@ def do(run: Run, number: int) -> dict[str, Any]:
             run.world.store(step.target.connection).finish(step.schema_)
             return {}
         case DropCollection():
-            run.world.store(step.target.connection).drop(step.target.collection)
+            store = run.world.store(step.target.connection)
+            if not run.dry and not step.copy_of_source:
+                _refuse_more_points(run, step, store)
+            store.drop(step.target.collection)
             return {}
         case ClearCollection():
             return {"deleted": copy.clear(run, step)}
         case SwitchAlias():
-            run.world.store(step.connection).set_alias(step.alias, step.after)
+            store = run.world.store(step.connection)
+            if not run.dry:
+                _refuse_moved(run, step, f"alias {step.alias} of {step.connection}", store.aliases().get(step.alias))
+            store.set_alias(step.alias, step.after)
             return {}
         case SetServing():
-            return _set_serving(run, step.name, step.after)
+            return _set_serving(run, step)
         case RewriteIds():
             if run.dry:
                 return {"rows": 0}
@@ -163,12 +172,36 @@ def do(run: Run, number: int) -> dict[str, Any]:
             raise AssertionError(f"no handler for {step.type}")
 
 
-def _set_serving(run: Run, name: str, after: Place | None) -> dict[str, Any]:
+def _refuse_more_points(run: Run, step: DropCollection, store: Store) -> None:
+    """The source at the end of a move: points that came since nobody has copied."""
+    if store.inspect(step.target.collection) is None or step.points is None:
+        return
+    held = store.count(step.target.collection)
+    if held > step.points:
+        raise NotOurs(
+            "The collection holds more points than the plan deletes",
+            f"{step.target} holds {held:,} points, the plan says {step.points:,}",
+            f"Save or remove the new ones, then: vecrun resume {run.plan.job}",
+        )
+
+
+def _refuse_moved(run: Run, step: SwitchAlias | SetServing, name: str, at: object) -> None:
+    if at not in (step.before, step.after):
+        raise NotOurs(
+            "A pointer was moved by somebody else meanwhile",
+            f"{name} points to {at or 'nothing'}, neither {step.before or 'nothing'} nor {step.after or 'nothing'}",
+            f"Put it back to {step.before or 'nothing'}, then: vecrun resume {run.plan.job}",
+        )
+
+
+def _set_serving(run: Run, step: SetServing) -> dict[str, Any]:
     if run.dry:
         return {}
-    serving = run.states.serving()
-    pointers = {key: value for key, value in serving.pointers.items() if key != name}
-    if after is not None:
-        pointers[name] = after
-    run.states.save_serving(serving.model_copy(update={"pointers": pointers}), run.ledger.guarded(run.lease))
+    with run.ledger.guarded(run.lease):  # runs of other jobs set pointers in the same document
+        serving = run.states.serving()
+        _refuse_moved(run, step, f"serving pointer {step.name}", serving.pointers.get(step.name))
+        pointers = {key: value for key, value in serving.pointers.items() if key != step.name}
+        if step.after is not None:
+            pointers[step.name] = step.after
+        run.states.save_serving(serving.model_copy(update={"pointers": pointers}), nullcontext())
     return {}

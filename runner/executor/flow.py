@@ -154,9 +154,10 @@ class Pace:
                     self.size, self._calm = max(1, min(size, len(part)) // 2), 0
                 elif delay > MAX_DELAY:
                     raise
+                else:
+                    delay *= 2  # one point is too much: it is the pace that is asked for
                 if stop.wait(min(delay, MAX_DELAY)):
                     raise
-                delay *= 2
                 continue
             start, delay = start + len(part), limits.retry_delay
             self._calm += 1

@@ -15,7 +15,7 @@ import numpy as np
 from runner import crash
 from runner.errors import LeaseLost, VecrunError
 from runner.executor.flow import Reader, read_ahead, retried
-from runner.plan import VerifyPoints
+from runner.plan import CopyPoints, Place, Plan, VerifyPoints
 from runner.points import (
     CollectionSchema,
     Datatype,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 PARTITION_POINTS, MAX_PARTITIONS = 100_000, 256
 SAMPLE_PLACES = 20
-#: Differences recorded per partition; more are only counted.
+#: Differences recorded at each checkpoint of a partition; more are only counted.
 MAX_FINDINGS = 50
 #: Two unit vectors are the same direction when no number differs by more: float32 rounds at 6e-8, a few times over.
 DIRECTION_TOLERANCE = 2e-6
@@ -100,6 +100,15 @@ def work(run: Run, number: int, step: VerifyPoints, part: int, seconds: float) -
     return whole
 
 
+def copied_by(plan: Plan, rows: list[dict[str, Any]]) -> dict[Place, int]:
+    """How many points the copies of a run have written to each target."""
+    return {
+        step.target: row["result"]["done"]
+        for step, row in zip(plan.steps, rows, strict=True)
+        if isinstance(step, CopyPoints) and row["result"]
+    }
+
+
 def conclude(run: Run, number: int, step: VerifyPoints, read: int, equal: int) -> dict[str, Any]:
     """The verdict over all partitions: counts and what differed."""
     if run.dry:
@@ -108,7 +117,9 @@ def conclude(run: Run, number: int, step: VerifyPoints, read: int, equal: int) -
     if step.mode == "full":
         expected = read
     elif step.transform.where:
-        expected = target  # how many match is only known by reading them all
+        # how many points of the source match is known from the copy, or by reading them all
+        copied = run.copied or copied_by(run.plan, run.ledger.steps_of(run.run))
+        expected = copied.get(step.target, target)
     else:
         expected = run.world.store(step.source.connection).count(step.source.collection)
     found = []

@@ -1,0 +1,165 @@
+# ruff: noqa: T201
+"""`python -m tests.faults`: the crash matrix, then `kill -9` at random moments, over several pairs of stores.
+
+The last line counts what was found; the exit status is 0 only if nothing was lost, doubled, changed, or otherwise wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import queue
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from tests import servers
+from tests.faults import kills, matrix
+from tests.faults.matrix import Score
+from tests.faults.nursery import Nursery
+from tests.faults.scene import PAIRS, Pair, missing
+
+#: Pairs of the matrix: all steps in one or the other, both kinds of chunks tables, a target that was there before.
+MATRIX = ("files → pgvector", "pgvector → pgvector", "pgvector → files")
+#: Work that goes on at once. Much of it waits: for discs, for clients to be imported, for the moment of a kill.
+LANES = 3
+
+Job = tuple[Pair, Callable[[Nursery, Path, str], Score]]
+
+
+def main() -> int:
+    """Parse arguments, run everything, print the table. The exit status."""
+    known = [str(pair) for pair in PAIRS]
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+    parser.add_argument("--kills", type=int, default=208, help="processes to kill, over all pairs [%(default)s]")
+    parser.add_argument("--seconds", type=float, default=0, help="begin no more migrations after so many seconds")
+    parser.add_argument("--seed", type=int, default=int(time.time()), help="of the data and the moments [the time]")
+    parser.add_argument("--pairs", nargs="+", metavar="PAIR", help=f"only these of: {'; '.join(known)}")
+    parser.add_argument("--every", type=int, default=1, help="each n-th case of the matrix; 0: no matrix [%(default)s]")
+    parser.add_argument("--points", type=int, default=0, help="points in a collection, for the kills")
+    options = parser.parse_args()
+    chosen = [pair for pair in PAIRS if not options.pairs or str(pair) in options.pairs]
+    if len(chosen) < len(options.pairs or ()):
+        parser.error(f"--pairs: there are {', '.join(known)}")
+    left_out = {str(pair): reason for pair in chosen if (reason := missing(pair))}
+    pairs = [pair for pair in chosen if str(pair) not in left_out]
+    until = time.monotonic() + options.seconds if options.seconds else float("inf")
+    folder = Path(tempfile.mkdtemp(prefix="vecrun-faults-"))
+    print(f"faults: seed {options.seed}, workspaces and logs in {folder}", flush=True)
+    with _postgres() as url:
+        scores = _work(_jobs(pairs, options, until), folder, url)
+    total = _show(pairs, scores, left_out)
+    if total.kills < options.kills and not options.seconds:
+        total.findings.append(f"only {total.kills} of {options.kills} processes were killed at work")
+    if total.right:
+        shutil.rmtree(folder, ignore_errors=True)
+    for text in total.findings:
+        print(f"wrong: {text}")
+    counts = total.counts
+    print(
+        f"faults: {total.runs} runs, {total.kills} kills, "
+        f"{counts.lost} lost, {counts.doubled} doubled, {counts.changed} changed"
+    )
+    return 0 if total.right else 1
+
+
+@contextlib.contextmanager
+def _postgres() -> Iterator[str]:
+    """VECRUN_FAULTS_POSTGRES (with a database `with_vector`), or a server of our own."""
+    if given := os.environ.get("VECRUN_FAULTS_POSTGRES"):
+        yield given
+    else:
+        with servers.postgres() as url:
+            yield url
+
+
+def _jobs(pairs: Sequence[Pair], options: argparse.Namespace, until: float) -> list[Job]:
+    """What there is to do, the longest first."""
+    jobs: list[Job] = []
+    for number, pair in enumerate(pairs):
+        quota = options.kills // len(pairs) + (number < options.kills % len(pairs))
+        seed = options.seed + 1000 * number
+
+        def disturbed(nursery: Nursery, directory: Path, url: str, pair=pair, seed=seed, quota=quota) -> Score:  # type: ignore[no-untyped-def]
+            return kills.run(nursery, directory, pair, seed, url, quota, options.points, until)
+
+        def crashed(nursery: Nursery, directory: Path, url: str, pair=pair, seed=seed) -> Score:  # type: ignore[no-untyped-def]
+            return matrix.run(nursery, directory, pair, seed, url, options.every)
+
+        if options.every and str(pair) in MATRIX:
+            jobs.insert(0, (pair, crashed))
+        if quota:
+            jobs.append((pair, disturbed))
+    return jobs
+
+
+def _work(jobs: list[Job], folder: Path, url: str) -> dict[str, Score]:
+    """Do all jobs in a few lanes, each with its own nursery. Scores by pair."""
+    waiting: queue.SimpleQueue[tuple[int, Job]] = queue.SimpleQueue()
+    for numbered in enumerate(jobs):
+        waiting.put(numbered)
+    scores: dict[str, Score] = {}
+    lock = threading.Lock()
+
+    def lane(number: int) -> None:
+        nursery = Nursery(folder / f"lane{number}.log")
+        try:
+            while True:
+                try:
+                    job, (pair, action) = waiting.get_nowait()
+                except queue.Empty:
+                    return
+                began = time.monotonic()
+                try:
+                    score = action(nursery, folder / f"w{job}", url)
+                except Exception as exc:
+                    score = Score(findings=[f"{pair}: {type(exc).__name__}: {exc}"])
+                score.seconds = time.monotonic() - began
+                with lock:
+                    scores.setdefault(str(pair), Score()).__iadd__(score)
+                    what = f"{score.crashes} crashes" if score.crashes else f"{score.kills} kills"
+                    done = "right" if score.right else f"WRONG: {score.findings[:1]}"
+                    print(f"  {pair}: {what}, {score.runs} runs, {score.seconds:.0f} s, {done}", flush=True)
+        finally:
+            nursery.close()
+
+    lanes = [threading.Thread(target=lane, args=(number,)) for number in range(min(LANES, len(jobs)))]
+    for thread in lanes:
+        thread.start()
+    for thread in lanes:
+        thread.join()
+    return scores
+
+
+def _show(pairs: Sequence[Pair], scores: dict[str, Score], left_out: dict[str, str]) -> Score:
+    """Print what happened to each pair, and where the kills struck. The sum."""
+    total = Score()
+    columns = ("runs", "crashes", "kills", "compared", "lost", "doubled", "changed", "seconds")
+    print("\n" + f"{'pair':<28}" + "".join(f"{name:>10}" for name in columns))
+    for name in [*dict.fromkeys(map(str, pairs)), "all"]:
+        score = total if name == "all" else scores.get(name, Score())
+        counts = score.counts
+        cells = (
+            score.runs, score.crashes, score.kills, counts.compared, counts.lost, counts.doubled, counts.changed,
+            f"{score.seconds:.0f}",
+        )  # fmt: skip
+        print(f"{name:<28}" + "".join(f"{cell:>10}" for cell in cells))
+        if name != "all":
+            total += score
+    print(
+        "runs: applies and rollbacks that were disturbed and compared afterwards; crashes: at chosen points; kills: at random"
+    )
+    spread = sorted(total.hits.items(), key=lambda item: -item[1])
+    print("kills struck: " + (", ".join(f"{name} {number}" for name, number in spread) or "nothing"))
+    for name, reason in left_out.items():
+        print(f"left out: {name} ({reason})")
+    return total
+
+
+if __name__ == "__main__":
+    sys.exit(main())
