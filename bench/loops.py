@@ -11,7 +11,7 @@ import numpy as np
 import psycopg
 
 if TYPE_CHECKING:
-    from bench.pairs import Ground
+    from bench.process import Ground
 
 DIMENSION, BATCH = 384, 1000
 _TEXT = "The quick brown fox jumps over the lazy dog, number {}."
@@ -195,7 +195,9 @@ def pgvector_to_qdrant_server(ground: Ground) -> float:
 
     port = int(os.environ.get("VECRUN_TEST_QDRANT_GRPC_PORT", "6334"))
     url = os.environ["VECRUN_TEST_QDRANT_URL"]
-    return _into_qdrant(ground, QdrantClient(url=url, grpc_port=port, prefer_grpc=True, timeout=60, check_compatibility=False))
+    return _into_qdrant(
+        ground, QdrantClient(url=url, grpc_port=port, prefer_grpc=True, timeout=60, check_compatibility=False)
+    )
 
 
 def pgvector_to_weaviate(ground: Ground) -> float:

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from bench import loops, process
-from bench.pairs import Ground
+from bench.process import Ground
 from tests import servers
 
 

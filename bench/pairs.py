@@ -5,27 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import statistics
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from bench import loops, process
+from bench.process import Ground
 from tests import servers
-
-DIMENSION = 384
-BATCH = 1000
-
-
-@dataclass
-class Ground:
-    """Where a pair is measured: a fresh folder, a PostgreSQL, and servers of others when there are some."""
-
-    folder: Path
-    pg_url: str
-    points: int
-    connections: dict[str, dict[str, object]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -104,4 +91,3 @@ def run(names: list[str], folder: Path, scale: float, rounds: int) -> None:
                 f"bench {name} vecrun={vecrun:,.0f}/s bare={bare:,.0f}/s ratio={ratio:.2f} points={ground.points:,}",
                 flush=True,
             )
-        time.sleep(0)

@@ -8,14 +8,21 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import yaml
 
-if TYPE_CHECKING:
-    from bench.pairs import Ground
+
+@dataclass
+class Ground:
+    """Where a pair is measured: a fresh folder, a PostgreSQL, and servers of others when there are some."""
+
+    folder: Path
+    pg_url: str
+    points: int
+    connections: dict[str, dict[str, object]] = field(default_factory=dict)
 
 
 def workspace(folder: Path, source: dict[str, object], target: dict[str, object], name: str, verify: str) -> Path:
