@@ -8,6 +8,7 @@ from __future__ import annotations
 import getpass
 import os
 import socket
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -238,9 +239,19 @@ def _dead(row: Any, host: str) -> bool:
 def _sqlite_settings(connection: Any, _record: Any) -> None:
     # autocommit off in the driver: SQLAlchemy's begin event opens the transaction (see _sqlite_begin)
     connection.isolation_level = None
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=FULL")
     connection.execute("PRAGMA busy_timeout=30000")
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            break
+        except (
+            sqlite3.OperationalError
+        ) as exc:  # several processes make a new ledger at once: SQLite does not wait here
+            if "locked" not in str(exc) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+    connection.execute("PRAGMA synchronous=FULL")
     connection.execute("PRAGMA foreign_keys=ON")
 
 

@@ -223,6 +223,7 @@ class ClearCollection(StepBase):
 
     type: Literal["clear_collection"] = "clear_collection"
     target: Place
+    points: int | None = None
 
     @property
     def action(self) -> Action:

@@ -8,11 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 from runner import __version__
-from runner.errors import NotFound, VecrunError
+from runner.errors import NotFound, PlanRefused, VecrunError
 from runner.kinds import Draft, kind_module
 from runner.ledger import Ledger
 from runner.lock import now
 from runner.plan import (
+    ClearCollection,
     CopyPoints,
     CreateCollection,
     DropCollection,
@@ -23,6 +24,7 @@ from runner.plan import (
     SetServing,
     Step,
     SwitchAlias,
+    VerifyPoints,
     loads,
     reversed_steps,
 )
@@ -36,6 +38,7 @@ SOURCE_GONE = "VX301"
 IRREVERSIBLE = "VX302"
 NEW_POINTS = "VD102"
 MOVED_POINTER = "VB102"
+ALIAS_REMOVED = "VB103"
 
 
 def build(job: Job, settings: Settings, ledger: Ledger, states: StateDirectory, *, unpin: bool = False) -> Plan:
@@ -45,9 +48,9 @@ def build(job: Job, settings: Settings, ledger: Ledger, states: StateDirectory, 
     module = kind_module(job.kind)
     named, inline = module.connections(job.spec)
     with World(settings, "read", inline) as world:
-        draft, drift = Draft(), tuple[str, ...]()
+        draft, moved = Draft(), tuple[str, ...]()
         if state.status == "applied" and state.spec_digest == job.digest:
-            drift = tuple(compare(state.world, observe(world, state.world)))
+            moved = tuple(drift(state, ledger, world))
         elif state.pinned == job.digest and not unpin:
             message = "this spec was rolled back and stays so; change the spec, or apply with --unpin"
             draft.notices.append(Notice(code=PINNED, message=message))
@@ -69,7 +72,7 @@ def build(job: Job, settings: Settings, ledger: Ledger, states: StateDirectory, 
             overview=tuple(draft.overview),
             steps=tuple(draft.steps),
             notices=tuple(draft.notices),
-            drift=drift,
+            drift=moved,
             retention=draft.retention or settings.workspace.state.retention,
         ).sealed()
 
@@ -99,19 +102,25 @@ def rollback(
             raise NotFound("Nothing to roll back", f"job {job} has no applied run", f"vecrun runs {job}")
         run = ledger.run(state.applied[-1].run)
     plan = loads(run["plan"], f"run {run['run']}")
-    begun = [
-        step for step, row in zip(plan.steps, ledger.steps_of(run["run"]), strict=True) if row["status"] != "pending"
-    ]
+    rows = ledger.steps_of(run["run"])
+    begun = [step for step, row in zip(plan.steps, rows, strict=True) if row["status"] != "pending"]
     undo, irreversible = reversed_steps(tuple(begun))
     with World(settings, "read", plan.inline) as world:
+        if elsewhere := moved_connections(plan, world):
+            raise PlanRefused(
+                "The run went somewhere else than the workspace points to now",
+                "\n".join(elsewhere),
+                "Put the connection back as it was, or choose the environment of the run with --env",
+            )
         notices = [_irreversible(step) for step in irreversible]
         copies = [step for step in begun if isinstance(step, CopyPoints)]
         for copy in copies:
             if world.store(copy.source.connection).inspect(copy.source.collection) is None:
                 message = "the source is gone: after a rollback nothing would serve these points"
                 notices.append(Notice(code=SOURCE_GONE, message=message, where=str(copy.source), blocking=True))
-        steps = [_as_it_stands(step, world) for step in undo]
-        notices += _new_points(run, plan, state, steps, discard=discard_new_points)
+        kept, found = _still_ours(undo, world)
+        steps = [_as_it_stands(step, world) for step in kept]
+        notices += found + _new_points(_written(plan, rows), steps, discard=discard_new_points)
         places = _touched(begun)
         return Plan(
             tool_version=__version__,
@@ -144,12 +153,8 @@ def _irreversible(step: Step) -> Notice:
 
 
 def _as_it_stands(step: Step, world: World) -> Step:
-    """A drop with the number of points that are there now; a pointer that a crashed run never switched, as it is."""
-    if isinstance(step, SetServing) and world.serving().get(step.name) == step.after:
-        return step.model_copy(update={"before": step.after})
-    if isinstance(step, SwitchAlias) and world.store(step.connection).aliases().get(step.alias) == step.after:
-        return step.model_copy(update={"before": step.after})
-    if not isinstance(step, DropCollection):
+    """A delete with the number of points that are there now."""
+    if not isinstance(step, DropCollection | ClearCollection):
         return step
     store = world.store(step.target.connection)
     held = store.count(step.target.collection) if store.inspect(step.target.collection) is not None else None
@@ -158,36 +163,52 @@ def _as_it_stands(step: Step, world: World) -> Step:
 
 def _still_ours(steps: list[Step], world: World) -> tuple[list[Step], list[Notice]]:
     """Pointers as they are now: those that were never switched need no way back; those that somebody else moved are
-    not ours to move."""
+    not ours to move; an alias cannot go back to a collection that is gone."""
     kept: list[Step] = []
     found = []
     for step in steps:
+        back = step
         if isinstance(step, SwitchAlias | SetServing):
             if isinstance(step, SwitchAlias):
-                at: object = world.store(step.connection).aliases().get(step.alias)
+                store = world.store(step.connection)
+                at: object = store.aliases().get(step.alias)
                 name = f"alias {step.alias} of {step.connection}"
             else:
                 at, name = world.serving().get(step.name), f"serving pointer {step.name}"
             if at == step.after:
                 continue
             if at != step.before:
-                message = (
-                    f"it points to {at or 'nothing'}, which this run did not set; put it back to {step.before} first"
-                )
-                found.append(Notice(code=MOVED_POINTER, message=message, where=name, blocking=True))
-        kept.append(step)
+                message = f"it points to {at or 'nothing'}, which this run did not set; it is left as it is"
+                found.append(Notice(code=MOVED_POINTER, message=message, where=name))
+                continue
+            if isinstance(step, SwitchAlias) and step.after is not None and store.inspect(step.after) is None:
+                message = f"it pointed to {step.after}, and {step.after} is gone: the alias is removed"
+                found.append(Notice(code=ALIAS_REMOVED, message=message, where=name))
+                back = step.model_copy(update={"after": None})
+        kept.append(back)
     return kept, found
 
 
-def _new_points(run: dict[str, Any], plan: Plan, state: State, steps: list[Step], *, discard: bool) -> list[Notice]:
-    """Points in the target that did not come from the run: dropping it would destroy the only copy."""
-    ours: dict[Place, int | None] = {step.target: step.points for step in plan.steps if isinstance(step, CopyPoints)}
-    if run["status"] == "completed":
-        ours |= {item.place: item.count for item in state.world}
+def _written(plan: Plan, rows: list[dict[str, Any]]) -> dict[Place, int]:
+    """How many points each target can have got from a run: as its verification counted, else as many as it may have
+    copied so far."""
+    found: dict[Place, int] = {}
+    for step, row in zip(plan.steps, rows, strict=True):
+        if isinstance(step, CopyPoints) and row["status"] != "pending":
+            found[step.target] = row["result"]["done"] if row["result"] else step.points
+        elif isinstance(step, VerifyPoints) and row["result"]:
+            found[step.target] = row["result"]["target"]
+    return found
+
+
+def _new_points(written: dict[Place, int], steps: list[Step], *, discard: bool) -> list[Notice]:
+    """Points in the target that did not come from the run: to delete them would destroy the only copy."""
     found = []
     for step in steps:
-        if isinstance(step, DropCollection) and step.points is not None and step.points > (ours.get(step.target) or 0):
-            more = step.points - (ours.get(step.target) or 0)
+        if not isinstance(step, DropCollection | ClearCollection):
+            continue
+        more = (step.points or 0) - written.get(step.target, 0)
+        if more > 0:
             message = f"{more:,} points of the target did not come from this run, and stand nowhere else"
             reason = "--discard-new-points" if discard else ""
             found.append(
@@ -215,6 +236,35 @@ def _observe(world: World, place: Place, role: str) -> Observed:
         count=store.count(place.collection) if schema is not None else None,
         schema_digest=digest(schema.model_dump(mode="json")) if schema is not None else None,
     )
+
+
+def moved_connections(plan: Plan, world: World) -> list[str]:
+    """Connections that point somewhere else than when a plan was made, one sentence each."""
+    return [
+        f"connection {name} points somewhere else than when the plan was made"
+        for name, wanted in plan.connections.items()
+        if world.digest(name) != wanted
+    ]
+
+
+def drift(state: State, ledger: Ledger, world: World) -> list[str]:
+    """What moved since a job was applied, one sentence each: collections, aliases, serving pointers."""
+    plan = loads(ledger.run(state.applied[-1].run)["plan"], "the applied plan")
+    if elsewhere := moved_connections(plan, world):
+        return elsewhere
+    found = compare(state.world, observe(world, state.world))
+    for step in plan.steps:
+        if isinstance(step, SwitchAlias):
+            at = world.store(step.connection).aliases().get(step.alias)
+            if at != step.after:
+                found.append(f"alias {step.alias} of {step.connection} points to {at or 'nothing'}, not {step.after}")
+    serving = world.serving()
+    found += [
+        f"serving pointer {pointer} is {serving.get(pointer) or 'not set'}, not {place}"
+        for pointer, place in state.live.items()
+        if serving.get(pointer) != place
+    ]
+    return found
 
 
 def observe(world: World, places: tuple[Observed, ...]) -> tuple[Observed, ...]:

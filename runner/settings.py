@@ -6,10 +6,12 @@ A workspace is the folder that holds it. Values that start with ./ or ../ are ta
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import quote
 
 from pydantic import AfterValidator, Field
 
@@ -29,6 +31,10 @@ from runner.spec import (
 )
 
 FILE_NAME = "vecrun.yaml"
+_USER_PART = re.compile(r"[a-z][a-z0-9+.-]*://[^/@?#]*$", re.IGNORECASE)
+_PARAMETER = re.compile(r"[a-z][a-z0-9+.-]*://[^#]*[?&][^=&]*=[^&]*$", re.IGNORECASE)
+#: A SQLite file that is not named from the root: SQLAlchemy would look for it in the current folder.
+RELATIVE_SQLITE = re.compile(r"(sqlite(?:\+\w+)?:///)(?!/|:memory:|file:)(?=.)")
 
 
 def parse_duration(text: str) -> str:
@@ -58,8 +64,11 @@ class Environment(SpecModel):
 class StateSettings(SpecModel):
     """Where the embedded default keeps its records."""
 
-    directory: str = Field("./state", description="State files, one JSON a job, and serving.json.")
-    ledger: str = Field("", description="SQLAlchemy URL of the ledger; empty: SQLite in the state directory.")
+    directory: str = Field(
+        "./state",
+        description="State files, one JSON a job, and serving.json; in a folder of its own for each environment.",
+    )
+    ledger: str = Field("", description="SQLAlchemy URL of the ledger; empty: SQLite beside the state files.")
     retention: Duration = Field("30d", description="How long a run can be rolled back.")
 
 
@@ -99,11 +108,13 @@ class Settings:
 
     @property
     def state_directory(self) -> Path:
-        return (self.root / self.workspace.state.directory).resolve()
+        return (self.root / self.workspace.state.directory / quote(self.environment, safe="")).resolve()
 
     @property
     def ledger_url(self) -> str:
-        return self.workspace.state.ledger or f"sqlite:///{self.state_directory / 'ledger.db'}"
+        given = resolve({"ledger": self.workspace.state.ledger}, self.document, ("state",), self.root)["ledger"]
+        url = given or f"sqlite:///{self.state_directory / 'ledger.db'}"
+        return RELATIVE_SQLITE.sub(lambda found: f"{found[1]}{self.root}/", url, count=1)
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -157,7 +168,8 @@ def resolve(data: Mapping[str, Any], document: Document, at: tuple[str | int, ..
         if isinstance(item, str):
             if item.startswith(("./", "../")):
                 item = str((root / item).resolve())
-            return REFERENCE.sub(lambda found: value_of(found[1], found[2], path), item)
+            item = REFERENCE.sub(lambda found: _in_place(value_of(found[1], found[2], path), found), item)
+            return RELATIVE_SQLITE.sub(lambda found: f"{found[1]}{root}/", item, count=1)
         if isinstance(item, Mapping):
             return {key: walk(value, (*path, key)) for key, value in item.items()}
         if isinstance(item, list):
@@ -168,6 +180,16 @@ def resolve(data: Mapping[str, Any], document: Document, at: tuple[str | int, ..
     if problems:
         raise InvalidFile(problems)
     return result
+
+
+def _in_place(value: str, found: re.Match[str]) -> str:
+    """A resolved reference as it stands in its text: escaped where it is the user, password or a parameter of a URL,
+    so that any password works, and no part of it is taken for the host and shown."""
+    before, after = found.string[: found.start()], found.string[found.end() :]
+    if (_USER_PART.match(before) and "@" in after.split("/")[0]) or _PARAMETER.match(before):
+        value = quote(value, safe="")
+        register_secret(value)
+    return value
 
 
 def find_root(start: Path) -> Path:

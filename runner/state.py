@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import uuid
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -75,7 +76,7 @@ class StateDirectory:
 
     def save(self, state: State, fence: Fence) -> State:
         """Write it if the content changed, with the next serial. `fence` is held meanwhile; entering it raises when the lease was lost."""
-        return self._write(self.directory / f"{state.job}.json", state, self.load(state.job), fence)
+        return self._write(self.directory / f"{state.job}.json", state, lambda: self.load(state.job), fence)
 
     def serving(self) -> Serving:
         """The workspace's serving pointers."""
@@ -83,7 +84,7 @@ class StateDirectory:
         return self._read(self.directory / "serving.json", Serving, fresh)
 
     def save_serving(self, serving: Serving, fence: Fence) -> Serving:
-        return self._write(self.directory / "serving.json", serving, self.serving(), fence)
+        return self._write(self.directory / "serving.json", serving, self.serving, fence)
 
     def jobs(self) -> list[str]:
         """Names of the jobs that have a state file, sorted."""
@@ -121,10 +122,12 @@ class StateDirectory:
             place = ".".join(str(part) for part in first["loc"])
             raise VecrunError("A state file is damaged", f"{path}: {place}: {first['msg']}", hint) from exc
 
-    def _write(self, path: Path, new: DocumentT, current: DocumentT, fence: Fence) -> DocumentT:
+    def _write(self, path: Path, new: DocumentT, load: Callable[[], DocumentT], fence: Fence) -> DocumentT:
+        current = load()
         if new.model_copy(update={"serial": current.serial}) == current:
             return current
         with fence:  # first: whoever lost the lease is told that, not that the state moved
+            current = load()  # again: another run may have written while we waited
             if new.serial != current.serial or new.lineage != current.lineage:
                 raise PlanRefused(
                     "The state moved meanwhile",

@@ -244,10 +244,14 @@ class Store(ABC):
 
 
 def id_problems(caps: Capabilities, schema: CollectionSchema, batch: PointBatch) -> Iterator[Problem]:
-    """Ids outside the store's range of integers, or longer than its limit."""
+    """Ids of another kind than the collection's, outside the store's range of integers, or longer than its limit."""
     low, high = caps.id_int_range
     longest = min((n for n in (caps.id_max_bytes, schema.id_max_length) if n is not None), default=None)
     bad: list[PointId] = []
+    wrong = {IdKind.INT: (str,), IdKind.INT_OR_UUID: ()}.get(schema.id_kind, (int,))
+    other = [point_id for point_id in batch.ids if isinstance(point_id, wrong)]
+    if other:
+        yield Problem(BAD_ID, f"no {schema.id_kind} id", "id", tuple(other[:5]), len(other))
     for point_id in batch.ids:
         if isinstance(point_id, int):
             if not low <= point_id <= high:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from runner.errors import Permanent
 from runner.points import IdKind, Model, Payload, Payloads, PointBatch, PointId, canonical_uuid, json_dumps
@@ -36,6 +36,14 @@ class Condition(Model):
     field: str
     op: Literal["eq", "ne", "in", "gt", "gte", "lt", "lte", "exists"] = "eq"
     value: Any = None
+
+    @model_validator(mode="after")
+    def _comparable(self) -> Condition:
+        if self.op == "in" and not isinstance(self.value, list | tuple):
+            raise ValueError(f"op in needs a list as its value, found {self.value!r}")
+        if self.op in _COMPARE and (isinstance(self.value, bool) or not isinstance(self.value, int | float | str)):
+            raise ValueError(f"op {self.op} needs a number or a text as its value, found {self.value!r}")
+        return self
 
 
 class Transform(Model):
@@ -108,8 +116,8 @@ class Transform(Model):
     def _edit(self, point_id: PointId, item: Payload) -> None:
         for name in self.drop:
             item.pop(name, None)
-        moved = {new: item.pop(old) for old, new in self.rename.items() if old in item}
-        for name, value in moved.items():
+        moved = [(new, item.pop(old)) for old, new in self.rename.items() if old in item]
+        for name, value in moved:
             _put(item, name, value, point_id)
         for name, wanted in self.cast.items():
             if item.get(name) is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from runner.errors import VecrunError
@@ -12,7 +13,8 @@ SETTINGS = """\
 apiVersion: vecrun/v1
 kind: Workspace
 
-# What jobs may name. Secrets are references: ${env:NAME} or ${file:/path}. Paths that start with ./ are taken from here.
+# What jobs may name. Secrets are references: ${env:NAME} or ${file:/path}.
+# Paths that start with ./ are taken from here, and so are SQLite files without a leading /.
 connections:
   milvus-demo:
     type: milvus
@@ -92,9 +94,9 @@ FILES = {
 }
 
 
-def create(directory: Path) -> list[Path]:
-    """Write the files; VecrunError when one of them is there already, before any is written."""
-    paths = {directory / name: text for name, text in FILES.items()}
+def create(directory: Path, more: Mapping[str, str] | None = None) -> list[Path]:
+    """Write the files, and `more` (path: text); VecrunError when one is there already, before any is written."""
+    paths = {directory / name: text for name, text in (FILES | dict(more or {})).items()}
     for path in paths:
         if path.exists() and path.name != ".gitignore":
             raise VecrunError("A file is in the way", str(path), "Choose an empty folder")

@@ -23,11 +23,11 @@ from runner.cli.progress import Display, say, stoppable
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def init(directory: Path, as_json: bool) -> None:
     """Make a workspace with a sample job."""
-    from runner import workspace
+    from runner import schemas, workspace
     from runner.report import to_json
 
     try:
-        made = workspace.create(directory)
+        made = workspace.create(directory, {f"schemas/{kind}.json": schemas.dumps(kind) for kind in schemas.names()})
     except VecrunError as exc:
         fail(exc, as_json=as_json)
     if as_json:
@@ -35,7 +35,9 @@ def init(directory: Path, as_json: bool) -> None:
         return
     for path in made:
         show(f"+ {path}")
-    show(f"Next: cd {directory} && vecrun validate, then vecrun connections test")
+    enter = "" if directory == Path() else f"cd {directory}, "
+    show(f"Next: {enter}put your databases into vecrun.yaml and your job into jobs/ (the two there are samples),")
+    show("then: vecrun validate, vecrun connections test, vecrun plan jobs/NAME.yaml")
 
 
 @cli.command()
@@ -70,6 +72,8 @@ def plan(
     from runner.report import markdown
     from runner.state import write_atomically
 
+    if out is not None and out.suffix != ".json":
+        raise click.UsageError(f"-o {out}: a plan is saved as NAME.json, and NAME.md beside it")
     made = commands.plan(context, job, unpin=unpin)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)

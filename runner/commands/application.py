@@ -16,7 +16,7 @@ from runner.actors import Embedded, Progress
 from runner.commands.context import Context, job_of
 from runner.errors import Interrupted, LeaseLost, NotFound, PlanRefused, VecrunError, VerificationFailed
 from runner.executor import Run
-from runner.ledger import FINAL, Ledger, Partition
+from runner.ledger import FINAL, UNLIMITED, Ledger, Partition
 from runner.lock import Keeper, Lease, now
 from runner.plan import Observed, Place, Plan, SetServing, SwitchAlias, VerifyPoints, loads
 from runner.settings import duration_seconds
@@ -65,12 +65,15 @@ def apply(
         unfinished = ledger.unfinished(plan.job)
         if unfinished and unfinished["plan_digest"] == plan.plan_digest:
             return _resume(context, ledger, unfinished, progress, stop, say)
-        if unfinished and not (plan.purpose == "rollback" and plan.of_run == unfinished["run"]):
-            planner.refuse_unfinished(ledger, plan.job)
+        _refuse_unfinished(ledger, plan)
+        if plan.purpose == "apply" and not plan.steps:
+            _refuse_stale(context, ledger, plan)
+            return Outcome("", plan.job, plan.purpose, "completed", (), 0.0)
         run = f"r-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid4().hex[:6]}"
         stop = stop or threading.Event()
         with _leased(context, ledger, plan, run, stop) as (lease, keeper):
-            _refuse_stale(context, plan)
+            _refuse_unfinished(ledger, plan)  # again: a run may have begun and stopped before the lease was ours
+            _refuse_stale(context, ledger, plan)
             crash.point("run", "leased")
             ledger.start_run(lease, plan, plan.dumps())
             crash.point("run", "started")
@@ -104,6 +107,13 @@ def unfinished_of(context: Context, job: Job) -> dict[str, Any] | None:
                 f"Finish it as planned: vecrun resume {job.name}\nOr undo it: vecrun rollback {job.name}",
             )
         return row
+
+
+def _refuse_unfinished(ledger: Ledger, plan: Plan) -> None:
+    """A run that has not come to its end can be gone on with, or undone by its own rollback; nothing else."""
+    unfinished = ledger.unfinished(plan.job)
+    if unfinished and not (plan.purpose == "rollback" and plan.of_run == unfinished["run"]):
+        planner.refuse_unfinished(ledger, plan.job)
 
 
 def refuse_blocked(plan: Plan) -> None:
@@ -166,17 +176,18 @@ def _leased(
 
 def _refuse_moved_connections(context: Context, plan: Plan) -> None:
     with World(context.settings, "read", plan.inline) as world:
-        for name, wanted in plan.connections.items():
-            if world.digest(name) != wanted:
-                raise PlanRefused(
-                    "The plan is stale",
-                    f"connection {name} points somewhere else than when the plan was made",
-                    "Plan again, or put the connection back",
-                )
+        if moved := planner.moved_connections(plan, world):
+            raise PlanRefused("The plan is stale", "\n".join(moved), "Plan again, or put the connection back")
 
 
-def _refuse_stale(context: Context, plan: Plan) -> None:
+def _refuse_stale(context: Context, ledger: Ledger, plan: Plan) -> None:
     """PlanRefused when the state or anything the plan touches moved since; says what."""
+    if plan.environment != context.settings.environment:
+        raise PlanRefused(
+            "The plan was made for another environment",
+            f"it is for {plan.environment or 'none'}, and {context.settings.environment or 'none'} is chosen",
+            f"vecrun apply --env {plan.environment} …" if plan.environment else "Leave out --env and VECRUN_ENV",
+        )
     _refuse_moved_connections(context, plan)
     state = context.states.load(plan.job)
     moved = []
@@ -194,6 +205,10 @@ def _refuse_stale(context: Context, plan: Plan) -> None:
                     moved.append(f"alias {step.alias} of {step.connection} points to {now_at}, not {step.before}")
             if isinstance(step, SetServing) and serving.get(step.name) != step.before:
                 moved.append(f"the serving pointer {step.name} is {serving.get(step.name)}, not {step.before}")
+    if not moved and plan.purpose == "rollback":
+        again = planner.rollback(plan.job, context.settings, ledger, context.states, discard_new_points=True)
+        if again.of_run != plan.of_run or again.steps != plan.steps:
+            moved.append(f"run {plan.of_run} went on since its rollback was planned")
     if moved:
         raise PlanRefused("The plan is stale", "\n".join(moved), "Plan again, and look at what changed")
 
@@ -223,7 +238,7 @@ def _record(context: Context, run: Run) -> None:
     plan, ledger, lease = run.plan, run.ledger, run.lease
     state = context.states.load(plan.job)
     crash.point("state", "before")
-    new = _rolled_back(state, plan) if plan.purpose == "rollback" else _applied(state, plan, run)
+    new = _rolled_back(state, plan, run) if plan.purpose == "rollback" else _applied(state, plan, run)
     context.states.save(new, ledger.guarded(lease))
     crash.point("state", "after")
     if plan.of_run:
@@ -245,24 +260,35 @@ def _applied(state: State, plan: Plan, run: Run) -> State:
         finished=finished.isoformat(timespec="seconds"),
         expires=(finished + timedelta(seconds=duration_seconds(plan.retention))).isoformat(timespec="seconds"),
     )  # fmt: skip
-    live = {step.name: step.after for step in plan.steps if isinstance(step, SetServing) and step.after}
     return state.model_copy(
         update={
-            "kind": plan.kind, "spec_digest": plan.spec_digest, "status": "applied", "live": live, "world": world,
+            "kind": plan.kind, "spec_digest": plan.spec_digest, "status": "applied", "live": _live(plan), "world": world,
             "applied": (*state.applied, record), "pinned": None,
         }
     )  # fmt: skip
 
 
-def _rolled_back(state: State, plan: Plan) -> State:
-    live = {step.name: step.after for step in plan.steps if isinstance(step, SetServing) and step.after}
-    return state.model_copy(
-        update={
-            "kind": plan.kind, "status": "rolled_back", "pinned": plan.spec_digest, "spec_digest": None, "live": live,
-            "world": (),
-            "applied": tuple(item for item in state.applied if item.run != plan.of_run),
-        }
-    )  # fmt: skip
+def _rolled_back(state: State, plan: Plan, run: Run) -> State:
+    """What was applied before the run that was undone is what is applied now; if nothing was, nothing is."""
+    kept = tuple(item for item in state.applied if item.run != plan.of_run)
+    new = state.model_copy(update={"kind": plan.kind, "pinned": plan.spec_digest, "applied": kept})
+    if not kept:
+        nothing = {"status": "rolled_back", "spec_digest": None, "live": _live(plan), "world": ()}
+        return new.model_copy(update=nothing)
+    if kept == state.applied:  # the run never came to its end
+        return new
+    before = loads(run.ledger.run(kept[-1].run)["plan"], f"run {kept[-1].run}")
+    world: tuple[Observed, ...] = ()
+    with suppress(VecrunError):  # a store of that time may be gone; then there is nothing to compare with later
+        world = planner.observe(run.world, before.world)
+    return new.model_copy(
+        update={"status": "applied", "spec_digest": before.spec_digest, "live": _live(before), "world": world}
+    )
+
+
+def _live(plan: Plan) -> dict[str, Place]:
+    """Which store and collection serve under which name after a plan."""
+    return {step.name: step.after for step in plan.steps if isinstance(step, SetServing) and step.after}
 
 
 def _record_failure(run: Run, exc: BaseException) -> None:
@@ -276,6 +302,9 @@ def _record_failure(run: Run, exc: BaseException) -> None:
         for number, row in enumerate(run.ledger.steps_of(run.run)):
             if row["status"] == "running" and isinstance(exc, VerificationFailed):
                 run.ledger.set_step(run.lease, number, "failed")
+        if isinstance(exc, VecrunError) and status == "failed" and "vecrun resume" not in exc.hint:
+            way_on = f"When that is mended: vecrun resume {run.plan.job}. Or undo it: vecrun rollback {run.plan.job}"
+            exc.hint = f"{exc.hint}\n{way_on}".strip()
         run.ledger.write_log(run.run, "error" if status == "failed" else "info", f"{status}: {exc}")
         run.ledger.set_run(run.lease, status=status, error=str(exc) if status == "failed" else None, control=None)
 
@@ -302,10 +331,11 @@ def _dry_run(
     say: Callable[[str], None],
 ) -> Outcome:
     """Walk the whole plan over stores that discard writes, with a ledger in memory. Nothing is left behind."""
-    _refuse_stale(context, plan)
+    with context.ledger(reading=True) as kept:
+        _refuse_stale(context, kept, plan)
     began = time.monotonic()
     with Ledger.temporary() as ledger, World(context.settings, "dry", plan.inline) as world:
-        lease = ledger.acquire(["dry-run"], "dry-run", 3600)
+        lease = ledger.acquire(["dry-run"], "dry-run", UNLIMITED)
         ledger.start_run(lease, plan, plan.dumps())
         run = Run(
             "dry-run", plan, ledger, lease, world, context.states, context.settings.workspace.limits,

@@ -11,10 +11,11 @@ from runner import planner
 from runner.actors import Embedded, Progress
 from runner.commands.application import no_progress
 from runner.commands.context import Context, job_of
-from runner.errors import NotFound, VerificationFailed
+from runner.errors import Interrupted, NotFound, PlanRefused, VerificationFailed
 from runner.executor import Run
-from runner.ledger import Ledger
-from runner.plan import SwitchAlias, VerifyPoints, loads
+from runner.executor.verify import copied_by
+from runner.ledger import UNLIMITED, Ledger
+from runner.plan import VerifyPoints, loads
 from runner.world import World
 
 
@@ -37,29 +38,43 @@ def verify(
         state = context.states.load(name)
         if not state.applied:
             raise NotFound("Nothing to verify", f"job {name} has no applied run", f"vecrun status {name}")
-        plan = loads(ledger.run(state.applied[-1].run)["plan"], "the applied plan")
+        applied = state.applied[-1].run
+        plan = loads(ledger.run(applied)["plan"], "the applied plan")
+        copied = copied_by(plan, ledger.steps_of(applied))
         changes = {key: value for key, value in (("mode", mode), ("sample", sample)) if value is not None}
         steps = [step.model_copy(update=changes) for step in plan.steps if isinstance(step, VerifyPoints)]
         results: list[dict[str, Any]] = []
         with World(context.settings, "read", plan.inline) as world:
+            if elsewhere := planner.moved_connections(plan, world):
+                raise PlanRefused(
+                    "The job was applied somewhere else than the workspace points to now",
+                    "\n".join(elsewhere),
+                    "Put the connection back as it was, or choose the environment of the run with --env",
+                )
             for step in steps:
                 with Ledger.temporary() as private:  # progress of this comparison: gone afterwards
-                    lease = private.acquire(["verify"], "verify", 3600)
+                    lease = private.acquire(["verify"], "verify", UNLIMITED)
                     one = plan.model_copy(update={"steps": (step,)})
                     private.start_run(lease, one, one.dumps())
                     run = Run(
                         "verify", one, private, lease, world, context.states, context.settings.workspace.limits,
-                        stop or threading.Event(),
+                        stop or threading.Event(), copied=copied,
                     )  # fmt: skip
                     try:
                         Embedded(run, progress or no_progress).execute()
                         result = private.steps_of("verify")[0]["result"]
+                    except Interrupted as exc:
+                        raise Interrupted(
+                            "Interrupted",
+                            "the comparison did not come to its end",
+                            f"Begin again: vecrun verify {name}",
+                        ) from exc
                     except VerificationFailed as exc:
                         result = {"mode": step.mode, "differences": exc.detail.split("\n")}
                 results.append({"from": str(step.source), "to": str(step.target)} | result)
         verified = Verified(name, not any(item["differences"] for item in results), tuple(results))
         text = "verified: equal" if verified.equal else "verified: source and target differ"
-        ledger.write_log(state.applied[-1].run, "info" if verified.equal else "error", text, collections=results)
+        ledger.write_log(applied, "info" if verified.equal else "error", text, collections=results)
         return verified
 
 
@@ -75,16 +90,5 @@ def drift(context: Context, jobs: Iterable[str] = ()) -> dict[str, list[str]]:
                 continue
             plan = loads(ledger.run(state.applied[-1].run)["plan"], "the applied plan")
             with World(context.settings, "read", plan.inline) as world:
-                found[name] = planner.compare(state.world, planner.observe(world, state.world))
-                for step in plan.steps:
-                    if isinstance(step, SwitchAlias):
-                        at = world.store(step.connection).aliases().get(step.alias)
-                        if at != step.after:
-                            found[name].append(
-                                f"alias {step.alias} of {step.connection} points to {at}, not {step.after}"
-                            )
-            serving = context.states.serving().pointers
-            for pointer, place in state.live.items():
-                if serving.get(pointer) != place:
-                    found[name].append(f"serving pointer {pointer} is {serving.get(pointer)}, not {place}")
+                found[name] = planner.drift(state, ledger, world)
     return found

@@ -6,6 +6,7 @@ ones. That the undo table exists is the mark that the rewrite was committed, so 
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from runner.errors import NotFound, Permanent
 from runner.plan import ChunkTable
 from runner.points import IdKind, PointId
 from runner.spec import suggest
+
+UUID_LENGTH = 36
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,25 @@ def holds(database: Database, chunks: ChunkTable, kind: IdKind) -> str:
         return f"{place}. Widen the column to text first"
     if isinstance(column.type, sa.Uuid) and kind is not IdKind.UUID:
         return f"{place}. Change the column to text first"
+    if not _holds_ids(column):
+        return f"{place}. Change the column to text first"
+    length = getattr(column.type, "length", None)
+    if kind in (IdKind.UUID, IdKind.INT_OR_UUID) and length is not None and length < UUID_LENGTH:
+        return f"{place}, of {UUID_LENGTH} characters. Widen the column first"
     return ""
+
+
+def undo_name(database: Database, chunks: ChunkTable, key: str) -> str:
+    """A name for the undo table of the run that `key` stands for, which no table has: rewrite() takes a table of that
+    name as the mark that it was done, and one from a forgotten run must not be that mark."""
+    schema = database.table(chunks.table).schema
+    with database.transaction() as connection:
+        taken = set(sa.inspect(connection).get_table_names(schema=schema))
+    while True:
+        name = f"vecrun_undo_{hashlib.sha256(key.encode()).hexdigest()[:10]}"
+        if name not in taken:
+            return name
+        key = name
 
 
 def rewrite(
@@ -127,6 +148,10 @@ def _plain(column: sa.Column[Any]) -> Any:
     return column.type
 
 
+def _holds_ids(column: sa.Column[Any]) -> bool:
+    return isinstance(column.type, (sa.Integer, sa.Uuid, sa.String, sa.types.NullType))
+
+
 def _converter(column: sa.Column[Any]) -> Callable[[PointId], Any]:
     """From an id to what the column holds; None for an old id the column can never hold."""
 
@@ -138,7 +163,7 @@ def _converter(column: sa.Column[Any]) -> Callable[[PointId], Any]:
                 return uuid.UUID(str(point_id)) if column.type.as_uuid else str(point_id)
         except ValueError:
             return None
-        if not isinstance(column.type, (sa.String, sa.types.NullType)):
+        if not _holds_ids(column):
             raise Permanent("A chunks table cannot hold ids", f"{column.table.name}.{column.name} is {column.type}")
         return str(point_id)
 

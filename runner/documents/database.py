@@ -24,8 +24,9 @@ class Database:
         try:
             self.engine = sa.create_engine(url)
         except ModuleNotFoundError as exc:
+            known = "'vecrun[pgvector]'" if exc.name and exc.name.startswith("psycopg") else "the package that has it"
             raise Permanent(
-                "A client library is missing", f"{self.shown} needs {exc.name!r}", "pip install 'vecrun[pgvector]'"
+                "A client library is missing", f"{self.shown} needs {exc.name!r}", f"pip install {known}"
             ) from exc
         if self.engine.dialect.name == "sqlite":
             # the driver's own transactions leave out DDL; SQLAlchemy opens them instead
@@ -42,7 +43,8 @@ class Database:
             with self.engine.begin() as connection:
                 yield connection
         except sa.exc.OperationalError as exc:
-            raise Transient("The relational database did not answer", f"{self.shown}: {exc.orig}") from exc
+            hint = "Check the url and that the server is up; a file needs its folder, and the right to write there"
+            raise Transient("The relational database did not answer", f"{self.shown}: {exc.orig}", hint) from exc
         except sa.exc.NoSuchTableError:
             raise
         except sa.exc.SQLAlchemyError as exc:

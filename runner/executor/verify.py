@@ -7,14 +7,15 @@ counts that also proves that the target holds nothing else.
 from __future__ import annotations
 
 import math
-import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from runner import crash
-from runner.errors import LeaseLost, VecrunError
-from runner.executor.flow import Reader, read_ahead, retried
+from runner.executor import slices
+from runner.executor.flow import Moved, Reader, retried
+from runner.executor.slices import Done, Task
+from runner.ledger import Partition
 from runner.plan import CopyPoints, Place, Plan, VerifyPoints
 from runner.points import (
     CollectionSchema,
@@ -35,12 +36,11 @@ if TYPE_CHECKING:
 
 PARTITION_POINTS, MAX_PARTITIONS = 100_000, 256
 SAMPLE_PLACES = 20
-#: Differences recorded at each checkpoint of a partition; more are only counted.
-MAX_FINDINGS = 50
+#: Source points read, and looked up in the target, at once.
+READ_POINTS = 1000
 #: Two unit vectors are the same direction when no number differs by more: float32 rounds at 6e-8, a few times over.
 DIRECTION_TOLERANCE = 2e-6
 HALF_TOLERANCE = 1e-3
-CHECKPOINT_SECONDS = 0.5
 
 
 def ranges(step: VerifyPoints, source: Store, limits: Limits) -> list[KeyRange]:
@@ -54,50 +54,24 @@ def ranges(step: VerifyPoints, source: Store, limits: Limits) -> list[KeyRange]:
 
 
 def work(run: Run, number: int, step: VerifyPoints, part: int, seconds: float) -> bool:
-    """Compare one slice of one partition. True when it is done."""
-    taken = run.ledger.take(run.lease, number, part)
-    if taken is None:
-        return True
-    parts = run.ledger.partitions_of(run.run, number)
-    partition = parts[part]
+    """Compare one slice of one partition. True when it is done or set aside."""
     source, target = run.world.store(step.source.connection), run.world.store(step.target.connection)
-    limit = math.ceil(step.sample / len(parts)) if step.mode == "sample" else None
-    reader = Reader(source, step.source, partition, step.transform, 1000, lambda _batch: None, limit)
-    read, equal, cursor = partition.read, partition.done, partition.cursor
-    found: list[tuple[PointId, str]] = []
-    last_checkpoint, whole = time.monotonic(), True
+    caps = target.capabilities()
 
-    def checkpoint(status: str) -> None:
-        nonlocal last_checkpoint
-        crash.point(step.type, "before_checkpoint")
-        run.ledger.checkpoint(
-            run.lease, number, part, cursor=cursor, read=read, done=equal, status=status, found=found[:MAX_FINDINGS]
-        )
-        crash.point(step.type, "after_checkpoint")
-        found.clear()
-        last_checkpoint = time.monotonic()
+    def compare(item: Moved) -> Done:
+        if not len(item.batch):
+            return Done(0, compared=0)
+        ids = item.batch.ids
+        got = retried(lambda: target.fetch(step.target.collection, ids), run.limits, run.stop)
+        wrong = differences(step.target_schema, caps, item.batch, got)
+        return Done(len(ids) - len(wrong), compared=len(ids), found=list(wrong.items()))
 
-    try:
-        for item in read_ahead(reader, run.limits, run.stop, seconds):
-            if item is None:
-                whole = False
-                break
-            if len(item.batch):
-                ids = item.batch.ids
-                got = retried(lambda ids=ids: target.fetch(step.target.collection, ids), run.limits, run.stop)  # type: ignore[misc]
-                wrong = differences(step.target_schema, target.capabilities(), item.batch, got)
-                found += wrong.items()
-                equal -= len(wrong)
-            read, equal, cursor = read + len(item.batch), equal + len(item.batch), item.last
-            if time.monotonic() - last_checkpoint > CHECKPOINT_SECONDS:
-                checkpoint("running")
-    except LeaseLost:
-        raise
-    except VecrunError as exc:
-        run.ledger.fail_partition(run.lease, number, part, str(exc), "failed")
-        raise
-    checkpoint("done" if whole else "running")
-    return whole
+    def task_of(partition: Partition, parts: int) -> Task:
+        limit = math.ceil(step.sample / parts) if step.mode == "sample" else None
+        reader = Reader(source, step.source, partition, step.transform, READ_POINTS, lambda _batch: None, limit)
+        return Task(step.type, step.source.collection, reader, compare)
+
+    return slices.work(run, number, part, seconds, task_of)
 
 
 def copied_by(plan: Plan, rows: list[dict[str, Any]]) -> dict[Place, int]:
@@ -145,6 +119,10 @@ def differences(
     found: dict[PointId, str] = {}
     for point_id, what in _differences(schema, caps, expected, got):
         found[point_id] = f"{found[point_id]}, {what}" if point_id in found else what
+    if len(set(expected.ids)) < len(expected):
+        for point_id, times in Counter(expected.ids).items():
+            if times > 1:
+                found[point_id] = f"{times} points of the source become this one"
     return found
 
 

@@ -63,7 +63,9 @@ def step_line(step: Step) -> str:
             return f"verify {what} of {step.target} against {step.source}; stop here if anything differs"
         case RewriteIds():
             where = f"{step.chunks.connection}: {step.chunks.table}.{step.chunks.vector_id_column}"
-            return f"rewrite point ids in {where} ({number(step.rows)} rows); old ids are kept in {step.undo_table}"
+            return (
+                f"rewrite point ids in {where} (up to {number(step.rows)} rows); old ids are kept in {step.undo_table}"
+            )
         case RestoreIds():
             return f"restore the old point ids in {step.chunks.connection}: {step.chunks.table}.{step.chunks.vector_id_column}"
         case SwitchAlias():
@@ -75,7 +77,8 @@ def step_line(step: Step) -> str:
                 return f"clear serving pointer {step.name} (it is {step.before})"
             return f"set serving pointer {step.name} to {step.after} (before: {step.before or 'not set'})"
         case ClearCollection():
-            return f"delete every point of {step.target}; the collection stays"
+            held = f", {number(step.points)} points" if step.points is not None else ""
+            return f"delete every point of {step.target}{held}; the collection stays"
         case DropCollection():
             held = f" with {number(step.points)} points" if step.points is not None else ""
             return f"drop collection {step.target}{held} ({step.why})"
@@ -128,7 +131,9 @@ def notice_text(notice: Notice) -> str:
 def notice_state(notice: Notice) -> str:
     """What became of a finding."""
     if notice.blocking:
-        return "not accepted: apply will refuse"
+        wanted = notice.code.startswith("VL") or notice.code == "VD101"
+        way = f"; if it is wanted, in the spec: accept: [{{code: {notice.code}, reason: why}}]" if wanted else ""
+        return f"not accepted: apply will refuse{way}"
     return f"accepted: {notice.accepted}" if notice.accepted else "for your information"
 
 

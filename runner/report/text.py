@@ -123,10 +123,11 @@ def verified(value: Verified) -> str:
 def status(value: RunStatus) -> str:
     """Where a run stands."""
     run = value.run
-    percent = f" ({100 * value.done / value.total:.0f} %)" if value.total else ""
+    whole = run["status"] == "completed"  # a filter may have left points out: what is done is all there is
+    percent = f" of {value.total:,} ({100 * value.done / value.total:.0f} %)" if value.total and not whole else ""
     lines = [
         f"{run['job']}: {run['purpose']} is {run['status']} (run {run['run']})",
-        f"  points    {value.done:,} of {value.total:,}{percent}",
+        f"  points    {value.done:,}{percent}",
         f"  started   {run['started']} by {run['owner']}",
     ]
     if run["finished"]:
@@ -137,8 +138,11 @@ def status(value: RunStatus) -> str:
         lines.append(f"  error     {run['error']}")
     for number, item in enumerate(value.steps, 1):
         parts = f", partitions {item['partitions']}" if "partitions" in item else ""
-        lines.append(f"  {number:>2} {item['status']:<8} {phrases.step_line(item['step'])}{parts}")
-    if run["status"] in ("failed", "paused", "cancelled", "running"):
+        state = "begun" if item["status"] == "running" and run["status"] != "running" else item["status"]
+        lines.append(f"  {number:>2} {state:<8} {phrases.step_line(item['step'])}{parts}")
+    if run["status"] == "running":
+        lines.append(f"  stop it: vecrun pause {run['job']} · if its process is gone: vecrun resume {run['job']}")
+    elif run["status"] in ("failed", "paused", "cancelled"):
         lines.append(f"  go on: vecrun resume {run['job']} · undo: vecrun rollback {run['job']}")
     return "\n".join(lines)
 
@@ -170,6 +174,7 @@ def connections(values: list[ConnectionTest]) -> str:
             lines += [f"      {note}" for note in item.health.notes]
         else:
             assert item.error is not None
-            lines.append(f"error {item.name} ({item.type}): {item.error.summary}. {item.error.detail}")
+            detail = "; ".join(line.strip() for line in item.error.detail.splitlines())
+            lines.append(f"error {item.name} ({item.type}): {item.error.summary}. {detail}")
             lines += [f"      {line}" for line in item.error.hint.splitlines()]
     return "\n".join(lines) or "vecrun.yaml has no connections"

@@ -33,7 +33,7 @@ def open_store(config: ConnectionConfig) -> Store:
     except ModuleNotFoundError as exc:
         raise Permanent(
             "A client library is missing",
-            f"connections of type {config.type} need the package {exc.name!r}",
+            f"connections of type {config.type} need the package {(exc.name or '').split('.')[0]!r}",
             f"pip install 'vecrun[{config.type}]'",
         ) from exc
 

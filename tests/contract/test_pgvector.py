@@ -212,6 +212,9 @@ def test_columns_that_would_change_a_value_are_told(sql: Any, connect: Any) -> N
     cases = [good, good | {"at": "2024-01-01T00:00:00Z"}, good | {"more": 1}, {"n": 1}, good | {"n": "2"}]
     (problem,) = store.problems(schema, batch_of([0, 1, 2, 3, 4], cases))
     assert (problem.code, problem.ids) == (PAYLOAD_FIELD, (1, 2, 3, 4))
+    assert problem.message.endswith("exactly: at")
+    (problem,) = store.problems(schema, batch_of([0], [{"n": 1, "more": 1}]))
+    assert problem.message.endswith("at (missing, and read back as null), more (no such column)")
     (problem,) = store.problems(schema, batch_of([0, 1], [good, good | {"n": "two"}]))
     assert (problem.code, problem.ids) == (PAYLOAD_FIELD, (1,))
     assert "integer" in problem.message
@@ -509,6 +512,15 @@ def test_langchain_collections_are_read_and_written(sql: Any, connect: Any) -> N
     store.drop("kb")
     assert store.collections() == ["other"]
     assert store.count("other") == 1
+    assert store.inspect("other").settings["distance_assumed"]
+    told = connect(layout="langchain", tables={"other": TableMapping(distance=Distance.EUCLID)}).inspect("other")
+    assert (told.vectors[0].distance, "distance_assumed" in told.settings) == (Distance.EUCLID, False)
+
+
+def test_a_database_that_is_not_there(database: str) -> None:
+    absent = database.replace("/pgvector_", "/nowhere_")
+    with pytest.raises(Permanent, match="The database does not exist"):
+        PgvectorStore.connect(PgvectorConfig(url=absent))
 
 
 def test_older_langchain_tables(sql: Any, connect: Any) -> None:

@@ -6,6 +6,7 @@ The server comes from the fixture `weaviate_url`; its rules, not those of the cl
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import uuid
 from collections.abc import Iterator
@@ -601,3 +602,10 @@ def test_an_inactive_tenant_is_told(store: WeaviateStore, name: str) -> None:
     with pytest.raises(Permanent) as caught:
         store.count(name)
     assert "ctivate" in caught.value.hint
+
+
+def test_a_server_that_is_down_is_told_with_the_reason() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]  # nobody listens there once it is closed
+    with pytest.raises(Transient, match="refused"):
+        open_store(config_model("weaviate")(type="weaviate", url=f"http://127.0.0.1:{port}"))

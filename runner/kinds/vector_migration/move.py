@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from runner.errors import VecrunError
 from runner.kinds.vector_migration.spec import CollectionRule, VectorMigrationSpec
 from runner.plan import Fact, Place
-from runner.points import CollectionSchema, KeyRange, PointBatch, VectorField
+from runner.points import CollectionSchema, IdKind, KeyRange, PointBatch, VectorField
 from runner.store import Problem, Store
 from runner.transform import IdMode, Transform
 
 #: The probe of a plan: points read from each of so many places of the key order.
 PROBE_PLACES, PROBE_POINTS = 8, 250
+#: A filter that takes nothing: readers would be switched to an empty collection.
+NO_MATCH = "VL104"
 
 
 @dataclass
@@ -45,18 +47,24 @@ def probe(move: Move, source: Store, target: Store) -> list[Problem]:
         if small and move.source_schema.partitions is None
         else source.cut(move.source.collection, PROBE_PLACES)
     )
-    points = size = 0
+    points = matched = size = 0
     began = time.monotonic()
     for keys in ranges:
         limit = PROBE_PLACES * PROBE_POINTS if small else PROBE_POINTS
         for batch in source.scan(move.source.collection, keys, None, min(limit, PROBE_POINTS)):
             try:
-                changed, _ = move.transform.apply(batch)
-                for names, seen in zip(move.fields, (batch, changed), strict=True):
-                    names.update(*seen.payloads.dicts)
-                problems = target.problems(move.schema, changed)
+                move.fields[0].update(*batch.payloads.dicts)
+                changed, pairs = move.transform.apply(batch)
+                matched += len(changed)
+                move.fields[1].update(*changed.payloads.dicts)
+                old_ids = {new: old for old, new in pairs}  # a reviewer knows the source's
+                problems = [
+                    replace(item, ids=tuple(old_ids.get(one, one) for one in item.ids))
+                    for item in target.problems(move.schema, changed)
+                ]
             except VecrunError as exc:
-                problems = [Problem("VX104", f"{exc.summary}: {exc.detail}")]
+                seen_before = any(item.message.startswith(exc.summary) for item in found.values())
+                problems = [] if seen_before else [Problem("VX104", f"{exc.summary}: {exc.detail}")]
             for item in problems:
                 key = (item.code, item.field, item.message)
                 before = found.get(key, Problem(item.code, item.message, item.field))
@@ -68,6 +76,9 @@ def probe(move: Move, source: Store, target: Store) -> list[Problem]:
             limit -= len(batch)
             if limit <= 0:
                 break
+    if points and not matched and not found:
+        message = "the conditions hold for none of the points that were looked at; the target may stay empty"
+        found["", "", ""] = Problem(NO_MATCH, message, "where")
     if points:
         move.read_rate = points / max(time.monotonic() - began, 1e-6)
         move.point_bytes = size / points
@@ -99,14 +110,18 @@ def describe(move: Move, spec: VectorMigrationSpec) -> list[Fact]:
     facts += [
         Fact(label="sparse vector", before=back.get(item.name, item.name), after=item.name) for item in new.sparse
     ]
+    names = [*(item.name for item in old.vectors), *(item.name for item in old.sparse)]
+    left = [name or "(unnamed)" for name in names if name not in transform.vectors]
+    if transform.vectors and left:
+        facts.append(Fact(label="vectors left behind", before=", ".join(left)))
     ids = f"{new.id_kind}"
     if transform.ids is IdMode.UUID5:
-        ids += ", a UUID made from each old id" + (
-            f"; the old one stays in {transform.keep_id_as}" if transform.keep_id_as else ""
-        )
+        ids += ", a UUID made from each old id"
+        ids += " that is not one already" if old.id_kind is not IdKind.INT else ""
+        ids += f"; the old one stays in {transform.keep_id_as}" if transform.keep_id_as else ""
     elif transform.ids is IdMode.STRING:
         ids += ", written as text"
-    else:
+    elif not transform.id_from:
         ids += ", unchanged"
     if transform.id_from:
         ids += f", taken from the payload field {transform.id_from}"

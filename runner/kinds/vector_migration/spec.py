@@ -19,6 +19,14 @@ Connection = Annotated[
 ]
 
 
+def _each_its_own(names: dict[str, str], what: str) -> dict[str, str]:
+    """A mapping of old to new names in which no two become one."""
+    doubled = sorted({new for new in names.values() if list(names.values()).count(new) > 1})
+    if doubled:
+        raise ValueError(f"two {what} would become one: {', '.join(map(repr, doubled))}")
+    return names
+
+
 class IdRule(SpecModel):
     """Where target ids come from."""
 
@@ -41,6 +49,11 @@ class PayloadRule(SpecModel):
     cast: dict[str, Cast] = Field({}, description="field -> string, integer, float or boolean")
     set: dict[str, Any] = Field({}, description="field -> constant value")
 
+    @field_validator("rename")
+    @classmethod
+    def _apart(cls, value: dict[str, str]) -> dict[str, str]:
+        return _each_its_own(value, "fields")
+
 
 class Cutover(SpecModel):
     """The name readers use; it is switched to the target after verification."""
@@ -59,6 +72,11 @@ class CollectionRule(SpecModel):
     where: tuple[Condition, ...] = Field((), description="Copy only points for which all conditions hold.")
     ids: IdRule = IdRule()
     cutover: Cutover | None = Field(None, description="For this collection, instead of the job's.")
+
+    @field_validator("vectors")
+    @classmethod
+    def _apart(cls, value: dict[str, str]) -> dict[str, str]:
+        return _each_its_own(value, "vectors")
 
 
 class Verify(SpecModel):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import hashlib
 from collections.abc import Sequence
 
 from runner.errors import NotFound, Permanent
@@ -29,7 +28,7 @@ from runner.plan import (
 from runner.points import CollectionSchema, IdKind
 from runner.spec import digest, suggest
 from runner.state import State
-from runner.store import ALIASES, BAD_ID, PARTITIONS, Problem, Store
+from runner.store import ALIASES, BAD_ID, PARTITIONS, PRECISION, Problem, Store
 from runner.transform import IdMode, Transform, id_mode
 from runner.world import World
 
@@ -40,6 +39,9 @@ CHUNKS_COLUMN = "VX203"
 ALIAS_TAKEN = "VX204"
 DELETES_SOURCE = "VD101"
 SWITCHES_READERS = "VB101"
+UNSEEN_FIELDS = "VI104"
+ASSUMED_DISTANCE = "VI105"
+ROWS_STAY = "VI106"
 PARTITION_FIELD = "_partition"
 
 
@@ -68,7 +70,10 @@ def plan_steps(job: str, spec: VectorMigrationSpec, world: World, state: State) 
     if spec.source_after == "delete":
         for move in moves:
             draft.steps.append(DropCollection(target=move.source, why="source_after: delete", points=move.points))
-            problem = Problem(DELETES_SOURCE, "the source is deleted at the end; from then on no rollback is possible")
+            message = "the source is deleted at the end; from then on no rollback is possible"
+            if move.transform.where:
+                message += ", and the points that where leaves out are lost"
+            problem = Problem(DELETES_SOURCE, message)
             draft.notices.append(_notice(problem, str(move.source), accepted, may_accept=True))
     draft.overview = [Overview(source=move.source, target=move.target, facts=tuple(move.facts)) for move in moves]
     return draft
@@ -113,13 +118,19 @@ def _plan_move(
     existing = target.inspect(place.collection)
     held = target.count(place.collection) if existing is not None else None
     if existing is not None:
-        problems += _compare_target(fitted, existing, held or 0)
+        problems += _compare_target(fitted, existing, held or 0, target)
         fitted = existing
     move = Move(rule, source_place, place, schema, fitted, transform, points, existing is None)
     if all(item.acceptable or item.code.startswith("VI") for item in problems):
         for item in probe(move, source, target):
             if (item.code, item.field) not in seen:
                 problems.append(item)
+        problems += _unseen(move)
+    if schema.settings.get("distance_assumed"):
+        message = (
+            "the source does not say its metric; cosine is assumed. Another one: tables.NAME.distance of the connection"
+        )
+        problems.append(Problem(ASSUMED_DISTANCE, message))
     draft.notices += [_notice(item, where, accepted) for item in problems]
     carried = {spec.cutover.alias} if spec.cutover else set()
     aliases = sorted(alias for alias, held_by in source.aliases().items() if held_by == name and alias not in carried)
@@ -138,6 +149,21 @@ def _plan_move(
     return move
 
 
+def _unseen(move: Move) -> list[Problem]:
+    """Fields that the rule names and no point of the sample has: a slip of the pen would otherwise do nothing, unsaid."""
+    rule, transform = move.rule, move.transform
+    seen = move.fields[0] | {item.name for item in move.source_schema.payload}
+    if not move.fields[0]:  # no payload was looked at
+        return []
+    made = {*rule.payload.rename.values(), *rule.payload.set}
+    named = [*rule.payload.drop, *rule.payload.rename, *(name for name in rule.payload.cast if name not in made)]
+    named += [item.field for item in rule.where if item.field not in seen and item.field.split(".")[0] not in seen]
+    named += [transform.id_from] if transform.id_from else []
+    missing = sorted(set(named) - seen)
+    message = f"fields that no point of the sample has: {', '.join(missing)}"
+    return [Problem(UNSEEN_FIELDS, message)] if missing else []
+
+
 def _wish(
     rule: CollectionRule, place: Place, schema: CollectionSchema, target: Store, where: str,
     accepted: dict[str, str], draft: Draft,
@@ -145,6 +171,9 @@ def _wish(
     """The transform, and the schema we would like the target to have (the target then says what it can)."""
     caps = target.capabilities()
     names = _vector_names(rule, schema, caps.default_vector_name)
+    for name in rule.index:
+        if name not in names.values():
+            raise NotFound("No such vector", f"index: {name!r} in the target of {where}", suggest(name, names.values()))
     kind = rule.ids.from_kind if rule.ids.from_field else schema.id_kind
     mode, target_kind = IdMode.KEEP, kind
     match rule.ids.mode:
@@ -213,7 +242,7 @@ def _vector_names(rule: CollectionRule, schema: CollectionSchema, default: str) 
     return {name: name for name in existing}
 
 
-def _compare_target(wanted: CollectionSchema, existing: CollectionSchema, held: int) -> list[Problem]:
+def _compare_target(wanted: CollectionSchema, existing: CollectionSchema, held: int, target: Store) -> list[Problem]:
     """Why the collection that is there already cannot take the points."""
     found = []
     if held:
@@ -231,6 +260,16 @@ def _compare_target(wanted: CollectionSchema, existing: CollectionSchema, held: 
         elif other.distance != vector.distance:
             message = f"metric {vector.distance}, but the existing target has {other.distance}"
             found.append(Problem(TARGET_DIFFERS, message, label))
+    shared = [vector for vector in existing.vectors if vector.name in {item.name for item in wanted.vectors}]
+    theirs = existing.model_copy(update={"vectors": tuple(shared)})
+    found += [item for item in target.fit(theirs)[1] if item.code == PRECISION]
+    extra = sorted({item.name for item in existing.vectors} - {item.name for item in wanted.vectors})
+    if extra and not target.capabilities().missing_vectors:
+        found.append(Problem(TARGET_DIFFERS, f"the existing target also wants the vectors {', '.join(extra)}"))
+    for sparse in sorted({item.name for item in wanted.sparse} - {item.name for item in existing.sparse}):
+        found.append(Problem(TARGET_DIFFERS, "the existing target has no such sparse vector", f"vector {sparse}"))
+    if wanted.partitions is not None and existing.partitions is None:
+        found.append(Problem(TARGET_DIFFERS, "the points lie in partitions, and the existing target has none"))
     mixed = {IdKind.INT, IdKind.UUID, IdKind.INT_OR_UUID}
     held_by = {IdKind.INT_OR_UUID: mixed, IdKind.STRING: {IdKind.STRING, IdKind.UUID}}
     if wanted.id_kind not in held_by.get(existing.id_kind, {existing.id_kind}):
@@ -283,6 +322,9 @@ def _plan_ids(job: str, spec: VectorMigrationSpec, moves: list[Move], world: Wor
     rows = chunk_tables.inspect(database, table)
     if not mapped:
         return
+    if any(move.transform.where for move in mapped):
+        message = f"rows of {table.table} whose points where leaves out keep their old ids"
+        draft.notices.append(_notice(Problem(ROWS_STAY, message), documents.connection, {}))
     if len(mapped) > 1 and documents.collection_column is None:
         raise Permanent(
             "The chunks table is ambiguous",
@@ -292,10 +334,10 @@ def _plan_ids(job: str, spec: VectorMigrationSpec, moves: list[Move], world: Wor
     for kind in sorted({move.schema.id_kind for move in mapped}):
         if reason := chunk_tables.holds(database, table, kind):
             draft.notices.append(_notice(Problem(CHUNKS_COLUMN, reason), documents.connection, {}))
-    name = hashlib.sha256(f"{job}:{state.lineage}:{state.serial}".encode()).hexdigest()[:10]
     draft.steps.append(
         RewriteIds(
-            chunks=table, undo_table=f"vecrun_undo_{name}", rows=rows,
+            chunks=table, undo_table=chunk_tables.undo_name(database, table, f"{job}:{state.lineage}:{state.serial}"),
+            rows=rows,
             collections=tuple((move.source.collection, move.target.collection) for move in mapped),
         )
     )  # fmt: skip

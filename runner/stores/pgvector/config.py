@@ -33,7 +33,9 @@ class TableMapping(BaseModel):
         examples=[["title", "published_at"]],
     )
     distance: Distance | None = Field(
-        None, description="Metric of vectors that have no index telling it; default: cosine.", examples=["euclid"]
+        None,
+        description="Metric of vectors that have no index telling it (VI105), also of a LangChain collection; default: cosine.",
+        examples=["euclid"],
     )
 
 

@@ -43,10 +43,11 @@ _MEANINGS: dict[str, tuple[type[StoreError], str, str]] = {
 #: libpq gives no SQLSTATE for a refused connection, only the text of the server.
 _REFUSED_LOGIN = re.compile(
     r"authentication failed|no password supplied|no pg_hba.conf entry|not permitted to log in|certificate"
-    r"|database .* does not exist|role .* does not exist|permission denied for database|SSL was required"
+    r"|role .* does not exist|permission denied for database|SSL was required"
     r"|does not support SSL",
     re.IGNORECASE,
 )
+_NO_DATABASE = re.compile(r"database \".*\" does not exist")
 
 
 @contextmanager
@@ -64,6 +65,7 @@ def translated(place: str) -> Iterator[None]:
         elif not code and isinstance(exc, psycopg.OperationalError | psycopg.InterfaceError):
             unreachable = (Transient, "PostgreSQL cannot be reached", "Is the server running there?")
             meaning = _MEANINGS["28"] if _REFUSED_LOGIN.search(message) else unreachable
+            meaning = _MEANINGS["3D"] if _NO_DATABASE.search(message) else meaning
         kind, summary, hint = meaning
         raise kind(summary, f"{place}: {message}", hint) from exc
 

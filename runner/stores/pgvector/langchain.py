@@ -138,6 +138,7 @@ class LangChainCatalog(Catalog):
             id_column="uuid" if self._old else "id",
             vectors={"embedding": "embedding"},
             fields=[item.name for item in self._fields],
+            distance=self.config.tables[name].distance if name in self.config.tables else None,
         )
         for collection, note in rows:
             return self._read(conn, name, self.config.embedding_table, mapping, note or {}, collection)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -101,8 +102,27 @@ def bad_columns(conn: Connection, table: Table, texts: list[bytes]) -> Finding:
     def changed(some: list[bytes]) -> list[int]:
         return [row - 1 for (row,) in conn.execute(query, [array(OIDS["jsonb"], some)])]
 
+    def unlike(piece: bytes) -> str:
+        """The keys of one payload that come back otherwise."""
+        [(sent, read)] = conn.execute(
+            f"SELECT s.p::text, ({back})::text FROM unnest($1::jsonb[]) AS s(p){source}",
+            [array(OIDS["jsonb"], [piece])],
+        )
+        before, after = json.loads(sent), json.loads(read)
+        names = []
+        for key in sorted({*before, *after}):
+            if key not in before:
+                names.append(f"{key} (missing, and read back as null)")
+            elif key not in after:
+                names.append(f"{key} (no such column)")
+            elif before[key] != after[key]:
+                names.append(key)
+        return f": {', '.join(names[:5])}" + (" and more" if len(names) > 5 else "") if names else ""
+
     try:
-        return PAYLOAD_FIELD, "the columns cannot hold these keys and values exactly", "payload", changed(pieces)
+        rows = changed(pieces)
+        names = unlike(pieces[rows[0]]) if rows else ""
+        return PAYLOAD_FIELD, f"the columns cannot hold these keys and values exactly{names}", "payload", rows
     except psycopg.DataError as exc:
         message, rows = f"a column cannot hold the value: {message_of(exc)}", []
     for row, piece in enumerate(pieces):

@@ -190,7 +190,7 @@ class PgvectorStore(Store):
             raise Permanent(
                 "Ids are taken by another collection",
                 f"collection {name}: {len(batch) - written} of {len(batch)} ids of this batch",
-                "LangChain keeps the ids of all collections in one table; map the ids of this job.",
+                "LangChain keeps the ids of all collections in one table; map the ids of this job, or use another database.",
             )
 
     def delete(self, name: str, ids: Sequence[PointId]) -> None:

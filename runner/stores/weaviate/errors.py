@@ -48,9 +48,17 @@ def translated(what: str) -> Iterator[None]:
         if "not supported" in str(exc):
             raise Permanent("The server is too old", str(exc), "vecrun needs Weaviate 1.27 or newer.") from exc
         hint = "Check url, the network and whether the server runs."
-        raise Transient("Weaviate does not answer", f"{what}: {exc}", hint) from exc
+        raise Transient("Weaviate does not answer", f"{what}: {_cause(exc)}", hint) from exc
     except vendor.WeaviateBaseError as exc:
         raise Permanent("Weaviate refused the request", f"{what}: {exc}") from exc
+
+
+def _cause(exc: BaseException) -> str:
+    """What an error says, or what it came from where the client wraps that in a text without any."""
+    text = str(exc)
+    while text.rstrip(". ").endswith("Details:") and (inner := exc.__cause__ or exc.__context__) is not None:
+        exc, text = inner, str(inner) or type(inner).__name__
+    return text
 
 
 def by_status(status: int, what: str, text: str) -> StoreError:

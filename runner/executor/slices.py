@@ -1,0 +1,113 @@
+"""One slice of a partition: read ahead, do something with each batch, checkpoint, put aside what keeps failing.
+
+The same for every step that moves or reads points; the step says what is done with a batch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from runner import crash
+from runner.errors import LeaseLost, Transient, VecrunError
+from runner.executor.flow import Moved, Reader, read_ahead
+from runner.ledger import Partition
+from runner.points import PointId
+
+if TYPE_CHECKING:
+    from runner.executor import Run
+
+#: Seconds between two checkpoints of a partition, at least. What was done since the last is done again after a crash.
+CHECKPOINT_SECONDS = 0.25
+#: Deliveries without a checkpoint after which a partition is set aside: it probably kills its worker.
+MAX_DELIVERIES = 5
+#: Differences recorded per checkpoint; more are only counted.
+MAX_FINDINGS = 50
+
+
+@dataclass(frozen=True)
+class Done:
+    """What became of a batch: points that are as they should be, id mapping to record, (id, what is wrong with it)."""
+
+    points: int
+    compared: int | None = None  # counted as read instead of what was read: a filter leaves some out
+    mapped: Sequence[tuple[PointId, PointId]] = ()
+    found: Sequence[tuple[PointId, str]] = ()
+
+
+@dataclass(frozen=True)
+class Task:
+    """A step's part in it. `act` returns once its work is durable; `collection` names the source in the id mapping."""
+
+    step: str
+    collection: str
+    reader: Reader
+    act: Callable[[Moved], Done]
+
+
+def work(run: Run, number: int, part: int, seconds: float, task_of: Callable[[Partition, int], Task]) -> bool:
+    """Work for at most `seconds`. True when the partition is done or set aside; `task_of(partition, parts)` begins it."""
+    partition = run.ledger.take(run.lease, number, part)
+    if partition is None:
+        return True
+    if partition.deliveries >= MAX_DELIVERIES:
+        reason = f": {partition.error}" if partition.error else ""
+        _set_aside(run, number, part, f"set aside after {partition.deliveries} deliveries without progress{reason}")
+        return True
+    parts = len(run.ledger.partitions_of(run.run, number))
+    try:
+        return _work(run, number, partition, seconds, task_of(partition, parts))
+    except LeaseLost:
+        raise
+    except Transient as exc:
+        _set_aside(run, number, part, str(exc))
+        return True
+    except VecrunError as exc:
+        run.ledger.fail_partition(run.lease, number, part, str(exc), "failed")
+        raise
+
+
+def _set_aside(run: Run, number: int, part: int, text: str) -> None:
+    run.ledger.fail_partition(run.lease, number, part, text, "failed")
+    run.ledger.write_log(run.run, "error", f"partition {part} of step {number}: {text}")
+
+
+def _work(run: Run, number: int, partition: Partition, seconds: float, task: Task) -> bool:
+    read, done, cursor = partition.read, partition.done, partition.cursor
+    mapped: list[tuple[PointId, PointId]] = []
+    found: list[tuple[PointId, str]] = []
+    last, whole = time.monotonic(), True
+
+    def checkpoint(status: str) -> None:
+        nonlocal last
+        crash.point(task.step, "before_checkpoint")
+        run.ledger.checkpoint(
+            run.lease, number, partition.part, cursor=cursor, read=read, done=done, status=status, mapped=mapped,
+            collection=task.collection, found=found[:MAX_FINDINGS],
+        )  # fmt: skip
+        crash.point(task.step, "after_checkpoint")
+        mapped.clear()
+        found.clear()
+        last = time.monotonic()
+
+    try:
+        for item in read_ahead(task.reader, run.limits, run.stop, seconds):
+            if item is None:
+                whole = False
+                break
+            result = task.act(item)
+            read += item.read if result.compared is None else result.compared
+            done, cursor = done + result.points, item.last
+            mapped += result.mapped
+            found += result.found
+            if time.monotonic() - last > CHECKPOINT_SECONDS:
+                checkpoint("running")
+    except LeaseLost:
+        raise
+    except VecrunError:
+        checkpoint("running")  # what was done before the error is durable
+        raise
+    checkpoint("done" if whole else "running")
+    return whole
