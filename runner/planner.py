@@ -39,6 +39,7 @@ IRREVERSIBLE = "VX302"
 NEW_POINTS = "VD102"
 MOVED_POINTER = "VB102"
 ALIAS_REMOVED = "VB103"
+NEEDED_BY = "VD103"
 
 
 def build(job: Job, settings: Settings, ledger: Ledger, states: StateDirectory, *, unpin: bool = False) -> Plan:
@@ -121,6 +122,7 @@ def rollback(
         kept, found = _still_ours(undo, world)
         steps = [_as_it_stands(step, world) for step in kept]
         notices += found + _new_points(_written(plan, rows), steps, discard=discard_new_points)
+        notices += _needed_by(job, steps, states)
         places = _touched(begun)
         return Plan(
             tool_version=__version__,
@@ -214,6 +216,21 @@ def _new_points(written: dict[Place, int], steps: list[Step], *, discard: bool) 
             found.append(
                 Notice(code=NEW_POINTS, message=message, where=str(step.target), accepted=reason, blocking=not discard)
             )
+    return found
+
+
+def _needed_by(job: str, steps: list[Step], states: StateDirectory) -> list[Notice]:
+    """Collections that another applied job came from: without them it could not be rolled back any more."""
+    dropped = {step.target for step in steps if isinstance(step, DropCollection | ClearCollection)}
+    found = []
+    for name in states.jobs():
+        other = states.load(name)
+        if name == job or other.status != "applied":
+            continue
+        for item in other.world:
+            if item.role == "source" and item.place in dropped:
+                message = f"job {name} was applied from it; undo that first: vecrun rollback {name}"
+                found.append(Notice(code=NEEDED_BY, message=message, where=str(item.place), blocking=True))
     return found
 
 

@@ -28,6 +28,7 @@ from runner.points import (
 )
 from runner.store import BAD_ID, BAD_VECTOR, INDEX, PAYLOAD_FIELD, PRECISION, REFUSED
 from runner.stores.pgvector import PgvectorConfig, PgvectorStore, TableMapping
+from tests.conftest import watch
 
 psycopg = pytest.importorskip("psycopg")
 
@@ -60,8 +61,10 @@ def connect(database: str) -> Iterator[Any]:
     opened: list[PgvectorStore] = []
 
     def start(**settings: Any) -> PgvectorStore:
-        opened.append(PgvectorStore.connect(PgvectorConfig(type="pgvector", url=database, **settings)))
-        return opened[-1]
+        store = PgvectorStore.connect(PgvectorConfig(type="pgvector", url=database, **settings))
+        watch("pgvector", store)
+        opened.append(store)
+        return store
 
     yield start
     for store in opened:

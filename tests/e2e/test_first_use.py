@@ -108,3 +108,19 @@ def test_a_collection_that_differs_does_not_hide_the_next(ws: Workspace) -> None
     assert found.exit_code == 13, found.output
     assert "a/kb and b/kb2 differ" in found.output
     assert "a/other = b/other2: full, 5 points compared, 5 equal" in found.output
+
+
+def test_a_collection_that_another_job_came_from_is_not_dropped(ws: Workspace) -> None:
+    """Given kb moved to b/kb2 and from there on, then the first move cannot be undone before the second (VD103)."""
+    ws.fill(ids=[1, 2, 3])
+    told("apply", ws.job, "--auto-approve")
+    onward = (ws.root / ws.job).read_text().replace("source: a", "source: b").replace("target: b", "target: a")
+    onward = onward.replace("from: kb", "from: kb2").replace("to: kb2", "to: kb3").replace("name: move", "name: onward")
+    ws.write("jobs/onward.yaml", onward)
+    told("apply", "jobs/onward.yaml", "--auto-approve")
+    refused = run("rollback", "move", "--auto-approve")
+    assert refused.exit_code == 1
+    assert "VD103 b/kb2: job onward was applied from it" in refused.output
+    told("rollback", "onward", "--auto-approve")
+    told("rollback", "move", "--auto-approve")
+    assert ws.world("b") == {"b:aliases": {}}

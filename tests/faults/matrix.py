@@ -81,9 +81,9 @@ def apply_spots(pair: Pair) -> list[Spot]:
         Spot("copy_points", "after_write"),
         Spot("copy_points", "after_write", 6),
         Spot("copy_points", "before_checkpoint"),
-        Spot("copy_points", "before_checkpoint", 2),
+        Spot("copy_points", "before_checkpoint", 6),
         Spot("copy_points", "after_checkpoint"),
-        Spot("copy_points", "after_checkpoint", 2),
+        Spot("copy_points", "after_checkpoint", 6),
     ]
     spots += _around("copy_points", copy)
     spots += _around("finish_collection")

@@ -105,7 +105,7 @@ def _serve() -> None:
 def _live(order: dict[str, Any], writing: int) -> None:
     """The child. Never returns."""
     from runner import cli
-    from runner.executor import copy, verify
+    from runner.executor import slices
     from tests.faults import scene
 
     status = 70
@@ -116,7 +116,7 @@ def _live(order: dict[str, Any], writing: int) -> None:
         faulthandler.dump_traceback_later(PATIENCE - 10)
         os.chdir(order["cwd"])
         os.environ["VECRUN_CRASH_AT"] = order["crash_at"]
-        copy.CHECKPOINT_SECONDS = verify.CHECKPOINT_SECONDS = 0  # so that there are many, even in a short run
+        slices.CHECKPOINT_SECONDS = 0  # so that there are many, even in a short run
         if "call" in order:
             result = json.dumps(getattr(scene, order["call"])(**order["arguments"]))
             os.write(writing, result.encode())

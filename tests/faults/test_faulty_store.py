@@ -27,7 +27,7 @@ from click.testing import CliRunner
 
 from runner import cli, commands, world
 from runner.errors import ItemsFailed, LockHeld, Permanent, TooLarge, Transient
-from runner.executor import copy
+from runner.executor import slices
 from runner.points import CollectionSchema, IdKind, KeyRange, Payloads, PointBatch, PointId
 from runner.store import ConnectionConfig, ReadOnlyStore, Store
 from runner.stores import open_store
@@ -144,7 +144,7 @@ class Bench:
 @pytest.fixture(params=["files", "pgvector"])
 def bench(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pg_url: str) -> Bench:
     made = Bench(tmp_path / "w", request.param, pg_url)
-    monkeypatch.setattr(copy, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(slices, "CHECKPOINT_SECONDS", 0)
     source = str(tmp_path / "w" / "a")
 
     def opened(config: ConnectionConfig) -> Store:
