@@ -77,6 +77,7 @@ class Faults:
     """What goes wrong; nothing unless a test says so. `writes` are the sizes of the batches that were let through."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()  # two workers write at once, and each number must come to one of them
         self.calls = 0
         self.writes: list[int] = []
         self.scans: Counter[tuple[Any, Any]] = Counter()
@@ -85,12 +86,16 @@ class Faults:
         self.on_scan: Callable[[Iterator[PointBatch]], Iterator[PointBatch]] = lambda batches: batches
 
     def before_write(self, batch: PointBatch) -> None:
-        self.calls += 1
-        self.on_write(self.calls, batch)
+        with self._lock:
+            self.calls += 1
+            call = self.calls
+        self.on_write(call, batch)
 
     def after_write(self, batch: PointBatch) -> None:
-        self.writes.append(len(batch))
-        self.on_written(self.calls, batch)
+        with self._lock:
+            self.writes.append(len(batch))
+            call = len(self.writes)
+        self.on_written(call, batch)
 
     def scanned(self, inner: Store, name: str, keys: KeyRange, *rest: Any) -> Iterator[PointBatch]:
         self.scans[keys.lo, rest[0]] += 1
