@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -54,9 +54,7 @@ class StepBase(Model):
 
     estimate: Estimate = Estimate()
 
-    @property
-    def action(self) -> Action:
-        raise NotImplementedError
+    action: ClassVar[Action]
 
     @property
     def destroys(self) -> str:
@@ -77,9 +75,7 @@ class CreateCollection(StepBase):
 
     model_config = Model.model_config | {"populate_by_name": True}
 
-    @property
-    def action(self) -> Action:
-        return Action.CREATE
+    action: ClassVar[Action] = Action.CREATE
 
     def reverse(self) -> tuple[Step, ...] | None:
         return (DropCollection(target=self.target, why="made by the run that is rolled back", copy_of_source=True),)
@@ -98,9 +94,7 @@ class CopyPoints(StepBase):
     accept: tuple[str, ...] = ()
     creates_target: bool = True
 
-    @property
-    def action(self) -> Action:
-        return Action.CREATE
+    action: ClassVar[Action] = Action.CREATE
 
     def reverse(self) -> tuple[Step, ...] | None:
         if self.creates_target:
@@ -117,9 +111,7 @@ class FinishCollection(StepBase):
 
     model_config = Model.model_config | {"populate_by_name": True}
 
-    @property
-    def action(self) -> Action:
-        return Action.CREATE
+    action: ClassVar[Action] = Action.CREATE
 
 
 class VerifyPoints(StepBase):
@@ -134,9 +126,7 @@ class VerifyPoints(StepBase):
     sample: int = 100
     points: int = 0
 
-    @property
-    def action(self) -> Action:
-        return Action.CHECK
+    action: ClassVar[Action] = Action.CHECK
 
 
 class ChunkTable(Model):
@@ -161,9 +151,7 @@ class RewriteIds(StepBase):
     collections: tuple[tuple[str, str], ...]  # (source collection, target collection), those whose ids are mapped
     rows: int
 
-    @property
-    def action(self) -> Action:
-        return Action.CHANGE
+    action: ClassVar[Action] = Action.CHANGE
 
     def reverse(self) -> tuple[Step, ...] | None:
         return (RestoreIds(chunks=self.chunks, undo_table=self.undo_table, rows=self.rows),)
@@ -177,9 +165,7 @@ class RestoreIds(StepBase):
     undo_table: str
     rows: int
 
-    @property
-    def action(self) -> Action:
-        return Action.CHANGE
+    action: ClassVar[Action] = Action.CHANGE
 
     def reverse(self) -> tuple[Step, ...] | None:
         return None
@@ -194,9 +180,7 @@ class SwitchAlias(StepBase):
     before: str | None
     after: str | None
 
-    @property
-    def action(self) -> Action:
-        return Action.SWITCH
+    action: ClassVar[Action] = Action.SWITCH
 
     def reverse(self) -> tuple[Step, ...] | None:
         return (SwitchAlias(connection=self.connection, alias=self.alias, before=self.after, after=self.before),)
@@ -210,9 +194,7 @@ class SetServing(StepBase):
     before: Place | None
     after: Place | None
 
-    @property
-    def action(self) -> Action:
-        return Action.SWITCH
+    action: ClassVar[Action] = Action.SWITCH
 
     def reverse(self) -> tuple[Step, ...] | None:
         return (SetServing(name=self.name, before=self.after, after=self.before),)
@@ -225,9 +207,7 @@ class ClearCollection(StepBase):
     target: Place
     points: int | None = None
 
-    @property
-    def action(self) -> Action:
-        return Action.DELETE
+    action: ClassVar[Action] = Action.DELETE
 
     def reverse(self) -> tuple[Step, ...] | None:
         return None
@@ -242,9 +222,7 @@ class DropCollection(StepBase):
     points: int | None = None
     copy_of_source: bool = False
 
-    @property
-    def action(self) -> Action:
-        return Action.DELETE
+    action: ClassVar[Action] = Action.DELETE
 
     @property
     def destroys(self) -> str:
