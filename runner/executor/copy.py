@@ -18,18 +18,11 @@ from runner.store import Store
 if TYPE_CHECKING:
     from runner.executor import Run
 
-#: Points a partition aims at, and how many there are at most.
-PARTITION_POINTS, MAX_PARTITIONS, SAMPLE_PLACES = 100_000, 256, 20
-
 
 def ranges(step: CopyPoints, source: Store, limits: Limits, sample: int | None) -> list[KeyRange]:
-    """The partition table of a copy: enough parts for all workers, none very large; for a sample, many places."""
-    if sample is not None:
-        return source.cut(step.source.collection, min(SAMPLE_PLACES, sample))
-    wanted = max(math.ceil(step.points / PARTITION_POINTS), 1)
-    if source.capabilities().parallel and step.points > 4 * step.batch_size:
-        wanted = max(wanted, limits.workers)
-    return source.cut(step.source.collection, min(wanted, MAX_PARTITIONS))
+    """The partition table of a copy: enough parts for all workers, where more than one is faster."""
+    several = source.capabilities().parallel and step.points > 4 * step.batch_size
+    return slices.ranges(source, step.source, step.points, limits.workers if several else 1, sample)
 
 
 def work(run: Run, number: int, step: CopyPoints, part: int, seconds: float) -> bool:

@@ -5,6 +5,7 @@ The same for every step that moves or reads points; the step says what is done w
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,17 +15,29 @@ from runner import crash
 from runner.errors import LeaseLost, Transient, VecrunError
 from runner.executor.flow import Moved, Reader, read_ahead
 from runner.ledger import Partition
-from runner.points import PointId
+from runner.plan import Place
+from runner.points import KeyRange, PointId
+from runner.store import Store
 
 if TYPE_CHECKING:
     from runner.executor import Run
 
+#: Points a partition aims at, how many partitions there are at most, and at how many places a sample is taken.
+PARTITION_POINTS, MAX_PARTITIONS, SAMPLE_PLACES = 100_000, 256, 20
 #: Seconds between two checkpoints of a partition, at least. What was done since the last is done again after a crash.
 CHECKPOINT_SECONDS = 0.25
 #: Deliveries without a checkpoint after which a partition is set aside: it probably kills its worker.
 MAX_DELIVERIES = 5
 #: Differences recorded per checkpoint; more are only counted.
 MAX_FINDINGS = 50
+
+
+def ranges(source: Store, place: Place, points: int, at_least: int, sample: int | None) -> list[KeyRange]:
+    """The partition table of a step: `at_least` so many parts, none very large; for a sample, a few places."""
+    if sample is not None:
+        return source.cut(place.collection, min(SAMPLE_PLACES, sample))
+    wanted = max(math.ceil(points / PARTITION_POINTS), at_least)
+    return source.cut(place.collection, min(wanted, MAX_PARTITIONS))
 
 
 @dataclass(frozen=True)

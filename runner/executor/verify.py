@@ -34,8 +34,6 @@ from runner.store import Capabilities, Store
 if TYPE_CHECKING:
     from runner.executor import Run
 
-PARTITION_POINTS, MAX_PARTITIONS = 100_000, 256
-SAMPLE_PLACES = 20
 #: Source points read, and looked up in the target, at once.
 READ_POINTS = 1000
 #: Two unit vectors are the same direction when no number differs by more: float32 rounds at 6e-8, a few times over.
@@ -47,10 +45,8 @@ def ranges(step: VerifyPoints, source: Store, limits: Limits) -> list[KeyRange]:
     """Parts to read: none for counts, a few places for a sample, all for a full comparison."""
     if step.mode == "count":
         return []
-    if step.mode == "sample":
-        return source.cut(step.source.collection, min(SAMPLE_PLACES, step.sample))
-    wanted = max(math.ceil(step.points / PARTITION_POINTS), limits.workers if step.points > 10_000 else 1)
-    return source.cut(step.source.collection, min(wanted, MAX_PARTITIONS))
+    sample = step.sample if step.mode == "sample" else None
+    return slices.ranges(source, step.source, step.points, limits.workers if step.points > 10_000 else 1, sample)
 
 
 def work(run: Run, number: int, step: VerifyPoints, part: int, seconds: float) -> bool:
