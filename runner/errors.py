@@ -87,10 +87,18 @@ class LockHeld(VecrunError):
     exit_code = 11
 
 
+class NoSlot(LockHeld):
+    """As many runs are at work as the workspace allows; nothing was written."""
+
+
 class LeaseLost(VecrunError):
     """This process no longer holds its lease (fencing token is old); it must stop writing at once."""
 
     exit_code = 11
+
+
+class ClaimLost(LeaseLost):
+    """Another worker has this partition by now; what was done since the last checkpoint is done again there."""
 
 
 class PlanRefused(VecrunError):
@@ -117,6 +125,10 @@ class Interrupted(VecrunError):
     exit_code = 130
 
 
+class HandedOver(Interrupted):
+    """This process stops, and another goes on with the run."""
+
+
 class StoreError(VecrunError):
     """A store answered with an error."""
 
@@ -135,3 +147,16 @@ class Permanent(StoreError):
 
 class Lossy(Permanent):
     """A point would lose something on its way, and the spec does not accept that."""
+
+
+def restored(data: dict[str, object]) -> VecrunError:
+    """The error that `as_dict` was made of, in another process."""
+    kinds: dict[str, type[VecrunError]] = {}
+    pending: list[type[VecrunError]] = [VecrunError]
+    while pending:
+        kind = pending.pop()
+        kinds[kind.__name__] = kind
+        pending += kind.__subclasses__()
+    kind = kinds.get(str(data.get("error")), VecrunError)
+    parts = [str(data.get(key, "")) for key in ("summary", "detail", "hint")]
+    return VecrunError(*parts) if issubclass(kind, InvalidFile) else kind(*parts)

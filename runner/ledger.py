@@ -1,7 +1,8 @@
 """The ledger: runs, steps, partitions, checkpoints, id mappings, findings and log, in one SQL database.
 
 It is the truth about progress; queues only carry ids. Every write of a run is guarded by the run's fencing token
-in the same transaction, so a process that lost its lease cannot write here any more.
+in the same transaction, so a process that lost its lease cannot write here any more; every write of a partition also
+by its claim, so that of two workers with one partition only the later one counts.
 """
 
 from __future__ import annotations
@@ -11,82 +12,19 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import sqlalchemy as sa
 
-from runner.errors import NotFound, VecrunError, redact
-from runner.lock import Lease, Leases, metadata, now, owner
+from runner import logs
+from runner.errors import ClaimLost, NotFound, VecrunError, redact
+from runner.lock import Lease, Leases, now, owner
 from runner.points import KeyRange, PointId
-
-runs = sa.Table(
-    "runs", metadata,
-    sa.Column("run", sa.String(32), primary_key=True),
-    sa.Column("job", sa.String(64), nullable=False, index=True),
-    sa.Column("kind", sa.String(64), nullable=False),
-    sa.Column("purpose", sa.String(16), nullable=False),
-    sa.Column("of_run", sa.String(32)),
-    sa.Column("status", sa.String(16), nullable=False),
-    sa.Column("plan_digest", sa.String(80), nullable=False),
-    sa.Column("plan", sa.Text, nullable=False),
-    sa.Column("created", sa.String(32), nullable=False),
-    sa.Column("started", sa.String(32)),
-    sa.Column("finished", sa.String(32)),
-    sa.Column("owner", sa.String(255)),
-    sa.Column("control", sa.String(16)),  # pause or cancel, asked for from outside
-    sa.Column("error", sa.Text),
-)  # fmt: skip
-steps = sa.Table(
-    "steps", metadata,
-    sa.Column("run", sa.String(32), sa.ForeignKey("runs.run"), primary_key=True),
-    sa.Column("step", sa.Integer, primary_key=True),
-    sa.Column("status", sa.String(16), nullable=False),
-    sa.Column("fingerprint", sa.String(80)),  # of the partition table, once it is cut
-    sa.Column("result", sa.Text),
-    sa.Column("started", sa.String(32)),
-    sa.Column("finished", sa.String(32)),
-)  # fmt: skip
-partitions = sa.Table(
-    "partitions", metadata,
-    sa.Column("run", sa.String(32), primary_key=True),
-    sa.Column("step", sa.Integer, primary_key=True),
-    sa.Column("part", sa.Integer, primary_key=True),
-    sa.Column("keys", sa.Text, nullable=False),  # JSON of the KeyRange
-    sa.Column("status", sa.String(16), nullable=False),  # pending, running, done, failed
-    sa.Column("cursor", sa.Text),  # JSON of the last id that is durable in the target
-    sa.Column("read", sa.BigInteger, nullable=False, default=0),
-    sa.Column("done", sa.BigInteger, nullable=False, default=0),
-    sa.Column("deliveries", sa.Integer, nullable=False, default=0),
-    sa.Column("error", sa.Text),
-)  # fmt: skip
-id_map = sa.Table(
-    "id_map", metadata,
-    sa.Column("run", sa.String(32), primary_key=True),
-    sa.Column("collection", sa.String(255), primary_key=True),  # name in the source
-    sa.Column("old", sa.Text, primary_key=True),  # JSON, so that 42 and "42" stay apart
-    sa.Column("new", sa.Text, nullable=False),
-)  # fmt: skip
-findings = sa.Table(
-    "findings", metadata,
-    sa.Column("run", sa.String(32), primary_key=True),
-    sa.Column("step", sa.Integer, primary_key=True),
-    sa.Column("item", sa.String(1024), primary_key=True),  # JSON of the id
-    sa.Column("part", sa.Integer, nullable=False),
-    sa.Column("message", sa.Text, nullable=False),
-)  # fmt: skip
-log = sa.Table(
-    "log", metadata,
-    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("run", sa.String(32), nullable=False, index=True),
-    sa.Column("time", sa.String(32), nullable=False),
-    sa.Column("level", sa.String(8), nullable=False),
-    sa.Column("message", sa.Text, nullable=False),
-    sa.Column("details", sa.Text),
-)  # fmt: skip
+from runner.records import again
+from runner.tables import findings, id_map, leases, log, partitions, runs, steps
 
 #: Statuses a run never leaves.
 FINAL = ("completed", "rolled_back")
-SCHEMA_VERSION = 1
 #: Seconds of a lease in a ledger that nobody else can open.
 UNLIMITED = 1e9
 
@@ -103,51 +41,41 @@ class Partition:
     done: int
     deliveries: int
     error: str | None
+    batches: int = 0
+    retries: int = 0
+    worker: str | None = None
+    claim: int = 0
 
 
 class Ledger(Leases):
-    """One SQL database with the tables above. Safe for use from several threads."""
-
-    def __init__(self, url: str) -> None:
-        super().__init__(url)
-        with self._translated():
-            metadata.create_all(self.engine)
-            self._check_version()
+    """What is recorded of runs. Safe for use from several threads."""
 
     @classmethod
     @contextmanager
-    def temporary(cls) -> Iterator[Ledger]:
+    def temporary(cls) -> Iterator[Self]:
         """A ledger that is gone afterwards: for dry runs and verifications on demand."""
         with tempfile.TemporaryDirectory(prefix="vecrun-") as folder:
-            ledger = cls(f"sqlite:///{folder}/ledger.db")
+            ledger = cls(f"sqlite:///{folder}/ledger.db", lasting=False)
             try:
                 yield ledger
             finally:
                 ledger.close()
 
-    def _check_version(self) -> None:
-        if self.engine.dialect.name != "sqlite":
-            return
-        with self.engine.begin() as connection:
-            version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
-            if version > SCHEMA_VERSION:
-                raise VecrunError(
-                    "The ledger has a newer format",
-                    f"{self._shown()}: version {version}, this vecrun writes {SCHEMA_VERSION}",
-                    "Use the newer vecrun, or another state directory",
-                )
-            if version != SCHEMA_VERSION:
-                connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
-
     # -- runs ------------------------------------------------------------------------------------------------
 
-    def start_run(self, lease: Lease, plan: Any, plan_text: str) -> None:
+    @again
+    def start_run(
+        self, lease: Lease, plan: Any, plan_text: str, *, executor: str = "embedded", status: str = "running"
+    ) -> None:
         """Record a new run with its steps, all pending."""
         with self.guarded(lease) as connection:
+            if connection.execute(sa.select(runs.c.run).where(runs.c.run == lease.run)).first():
+                return
             connection.execute(
                 runs.insert().values(
-                    run=lease.run, job=plan.job, kind=plan.kind, purpose=plan.purpose, of_run=plan.of_run, status="running",
-                    plan_digest=plan.plan_digest, plan=plan_text, created=now(), started=now(), owner=owner(),
+                    run=lease.run, job=plan.job, kind=plan.kind, purpose=plan.purpose, of_run=plan.of_run, status=status,
+                    plan_digest=plan.plan_digest, plan=plan_text, executor=executor, lease=lease.dumps(), created=now(),
+                    started=now() if status == "running" else None, owner=owner(),
                 )
             )  # fmt: skip
             if plan.steps:
@@ -155,47 +83,92 @@ class Ledger(Leases):
                     steps.insert(), [{"run": lease.run, "step": n, "status": "pending"} for n in range(len(plan.steps))]
                 )
 
-    def set_run(self, lease: Lease, **values: Any) -> None:
+    @again
+    def set_run(self, held: Lease, /, **values: Any) -> None:
         """Change columns of the run (status, finished, error, control)."""
         if values.get("error"):
             values["error"] = redact(values["error"])
-        with self.guarded(lease) as connection:
-            connection.execute(runs.update().where(runs.c.run == lease.run).values(**values))
+        with self.guarded(held) as connection:
+            connection.execute(runs.update().where(runs.c.run == held.run).values(**values))
 
+    def hold(self, lease: Lease, **values: Any) -> None:
+        """Like `set_run`, and record the lease, so that workers write under it from now on."""
+        self.set_run(lease, **{"lease": lease.dumps(), **values})
+
+    @again
     def mark_run(self, run: str, **values: Any) -> None:
         """Like `set_run` for another run than the one the caller holds (a rollback marks the run it undid)."""
-        with self._transaction() as connection:
+        with self.writing() as connection:
             connection.execute(runs.update().where(runs.c.run == run).values(**values))
 
-    def ask(self, run: str, control: str) -> None:
-        """Ask a running run to pause or cancel; it looks between batches."""
-        self.mark_run(run, control=control)
+    @again
+    def ask(self, run: str, wish: str, status: str) -> bool:
+        """Ask whoever works on a run to pause or cancel; it looks between batches. When nobody holds its lease, the run
+        gets `status` at once. False when it has come to its end."""
+        with self.writing() as connection:
+            if self.on_server:  # nobody begins to work on it in between
+                connection.exec_driver_sql("LOCK TABLE leases IN EXCLUSIVE MODE")
+            alive = (leases.c.run == run, leases.c.expires > self.clock(connection))
+            held = connection.execute(sa.select(leases.c.name).where(*alive)).first()
+            values = {"control": wish} if held else {"status": status, "control": None}
+            found = connection.execute(
+                runs.update().where(runs.c.run == run, runs.c.status.not_in(FINAL)).values(**values)
+            )
+            return found.rowcount == 1
 
+    @again
+    def wish(self, run: str) -> tuple[str | None, dict[str, Any] | None]:
+        """(pause, cancel, stop or None; the error for which it is to stop)."""
+        with self.reading() as connection:
+            row = connection.execute(sa.select(runs.c.control, runs.c.problem).where(runs.c.run == run)).one()
+            return row.control, json.loads(row.problem) if row.problem else None
+
+    @again
+    def lease_of(self, run: str) -> Lease | None:
+        """What its coordinator holds, for those who work for it. Whether it still does, each transaction asks."""
+        with self.reading() as connection:
+            text = connection.execute(sa.select(runs.c.lease).where(runs.c.run == run)).scalar()
+            return Lease.loads(run, text) if text else None
+
+    @again
+    def report(self, lease: Lease, error: VecrunError) -> None:
+        """A worker met an error that must stop its run; the first one counts."""
+        with self.guarded(lease) as connection:
+            connection.execute(
+                runs.update().where(runs.c.run == lease.run, runs.c.control.is_(None))
+                .values(control="stop", problem=redact(json.dumps(error.as_dict())))
+            )  # fmt: skip
+
+    @again
     def run(self, run: str) -> dict[str, Any]:
         """One run as a dict. NotFound."""
-        with self._reading() as connection:
+        with self.reading() as connection:
             row = connection.execute(sa.select(runs).where(runs.c.run == run)).mappings().first()
         if row is None:
             raise NotFound("No such run", repr(run), "vecrun runs")
         return dict(row)
 
+    @again
     def runs_of(self, job: str | None = None) -> list[dict[str, Any]]:
         """Runs, newest first, of one job or of all; without their plans."""
         columns = [column for column in runs.c if column.name != "plan"]
         query = sa.select(*columns).order_by(runs.c.created.desc(), runs.c.run.desc())
         if job is not None:
             query = query.where(runs.c.job == job)
-        with self._reading() as connection:
+        with self.reading() as connection:
             return [dict(row) for row in connection.execute(query).mappings()]
 
-    def unfinished(self, job: str) -> dict[str, Any] | None:
-        """The newest run of a job if it has not come to its end: it must be resumed or rolled back first."""
+    def unfinished(self, job: str, *, but: str = "") -> dict[str, Any] | None:
+        """The newest run of a job, `but` aside, if it has not come to its end: it must be resumed or rolled back first."""
         for row in self.runs_of(job):
+            if row["run"] == but:
+                continue
             return self.run(row["run"]) if row["status"] not in FINAL else None
         return None
 
     # -- steps and partitions --------------------------------------------------------------------------------
 
+    @again
     def set_step(self, lease: Lease, step: int, status: str, result: Any = None) -> None:
         """Change a step's status; `result` is stored as JSON."""
         values: dict[str, Any] = {"status": status}
@@ -207,13 +180,17 @@ class Ledger(Leases):
             values["result"] = json.dumps(result)
         with self.guarded(lease) as connection:
             connection.execute(steps.update().where(steps.c.run == lease.run, steps.c.step == step).values(**values))
+            if status == "done":
+                connection.execute(runs.update().where(runs.c.run == lease.run).values(takeovers=0))
 
+    @again
     def steps_of(self, run: str) -> list[dict[str, Any]]:
         """The steps of a run in order."""
-        with self._reading() as connection:
+        with self.reading() as connection:
             rows = connection.execute(sa.select(steps).where(steps.c.run == run).order_by(steps.c.step)).mappings()
             return [dict(row) | {"result": json.loads(row["result"]) if row["result"] else None} for row in rows]
 
+    @again
     def cut(self, lease: Lease, step: int, ranges: Sequence[KeyRange], fingerprint: str) -> None:
         """Store the immutable table of partitions, before the first write. A step is cut once: later calls do nothing."""
         with self.guarded(lease) as connection:
@@ -241,35 +218,47 @@ class Ledger(Leases):
             if rows:
                 connection.execute(partitions.insert(), rows)
 
+    @again
     def partitions_of(self, run: str, step: int) -> list[Partition]:
         """The partitions of a step in order; empty before it was cut."""
         query = (
             sa.select(partitions).where(partitions.c.run == run, partitions.c.step == step).order_by(partitions.c.part)
         )
-        with self._reading() as connection:
+        with self.reading() as connection:
             return [_partition(row) for row in connection.execute(query).mappings()]
 
-    def take(self, lease: Lease, step: int, part: int) -> Partition | None:
-        """Begin or go on with a partition, counting the delivery. None when it is done or failed already."""
+    @again
+    def take(self, lease: Lease, step: int, part: int, worker: str = "") -> Partition | None:
+        """Begin or go on with a partition, counting the delivery. None when it is done, failed, or another has it."""
         where = (partitions.c.run == lease.run, partitions.c.step == step, partitions.c.part == part)
         with self.guarded(lease) as connection:
-            row = connection.execute(sa.select(partitions).where(*where)).mappings().one()
-            if row["status"] in ("done", "failed"):
+            row = connection.execute(sa.select(partitions).where(*where).with_for_update()).mappings().one_or_none()
+            if row is None or row["status"] != "pending":
                 return None
-            connection.execute(
-                partitions.update().where(*where).values(status="running", deliveries=row["deliveries"] + 1)
-            )
-            return _partition(row)
+            taken = {"status": "running", "worker": worker, "claim": row["claim"] + 1, "queued": None}
+            connection.execute(partitions.update().where(*where).values(**taken, deliveries=row["deliveries"] + 1))
+            return _partition({**row, **taken})
 
+    @again
     def checkpoint(
-        self, lease: Lease, step: int, part: int, *, cursor: PointId | None, read: int, done: int,
-        status: str = "running", mapped: Sequence[tuple[PointId, PointId]] = (), collection: str = "",
-        found: Sequence[tuple[PointId, str]] = (),
-    ) -> None:  # fmt: skip
-        """In one transaction: how far the partition is durable, the id mapping of those points, what was found."""
+        self, lease: Lease, step: int, partition: Partition, *, mapped: Sequence[tuple[PointId, PointId]] = (),
+        collection: str = "", found: Sequence[tuple[PointId, str]] = (),
+    ) -> bool:  # fmt: skip
+        """In one transaction: how far `partition` is durable, the id mapping of those points, what was found.
+
+        False when the run is to stop. ClaimLost when another worker has the partition by now.
+        """
         with self.guarded(lease) as connection:
+            self._claimed(
+                connection, lease, step, partition,
+                read=partition.read, done=partition.done, batches=partition.batches, retries=partition.retries,
+                status=partition.status, error=None,
+                **({"cursor": json.dumps(partition.cursor)} if partition.cursor is not None else {}),
+                # only deliveries that end without a checkpoint count: those that killed their worker
+                **({"deliveries": 0} if partition.status != "done" else {}),
+            )  # fmt: skip
             for point_id, message in found:
-                row = {"run": lease.run, "step": step, "item": json.dumps(point_id)[:1024], "part": part}
+                row = {"run": lease.run, "step": step, "item": json.dumps(point_id)[:1024], "part": partition.part}
                 connection.execute(
                     findings.delete().where(*(findings.c[key] == row[key] for key in ("run", "step", "item")))
                 )
@@ -280,28 +269,33 @@ class Ledger(Leases):
                     for a, b in mapped
                 ]
                 connection.execute(_upsert(self.engine.dialect.name), rows)
-            values = {"read": read, "done": done, "status": status, "error": None}
-            if cursor is not None:
-                values["cursor"] = json.dumps(cursor)
-            if status == "running":
-                values["deliveries"] = (
-                    0  # only deliveries that end without a checkpoint count: those that killed their worker
-                )
-            connection.execute(
-                partitions.update()
-                .where(partitions.c.run == lease.run, partitions.c.step == step, partitions.c.part == part)
-                .values(**values)
-            )
+            return self._control(connection, lease.run) is None
 
-    def fail_partition(self, lease: Lease, step: int, part: int, error: str, status: str) -> None:
-        """Record an error: `failed` sets the partition aside, `pending` leaves it for another try."""
+    @again
+    def fail_partition(self, lease: Lease, step: int, partition: Partition, error: str) -> None:
+        """Set a partition aside with its error."""
         with self.guarded(lease) as connection:
-            connection.execute(
-                partitions.update()
-                .where(partitions.c.run == lease.run, partitions.c.step == step, partitions.c.part == part)
-                .values(status=status, error=redact(error))
+            self._claimed(connection, lease, step, partition, status="failed", error=redact(error))
+
+    def _claimed(self, connection: sa.Connection, lease: Lease, step: int, partition: Partition, **values: Any) -> None:
+        found = connection.execute(
+            partitions.update()
+            .where(
+                partitions.c.run == lease.run, partitions.c.step == step, partitions.c.part == partition.part,
+                partitions.c.claim == partition.claim,
+            )
+            .values(**values)
+        )  # fmt: skip
+        if found.rowcount != 1:
+            raise ClaimLost(
+                "Another worker has this partition", f"run {lease.run}, step {step}, partition {partition.part}"
             )
 
+    def _control(self, connection: sa.Connection, run: str) -> str | None:
+        control: str | None = connection.execute(sa.select(runs.c.control).where(runs.c.run == run)).scalar()
+        return control
+
+    @again
     def reopen(self, lease: Lease, step: int) -> None:
         """On resume: failed partitions get another chance; those whose worker died keep count of their deliveries."""
         of_step = (partitions.c.run == lease.run, partitions.c.step == step)
@@ -312,23 +306,27 @@ class Ledger(Leases):
                 .values(status="pending", deliveries=0)
             )
             connection.execute(
-                partitions.update().where(*of_step, partitions.c.status == "running").values(status="pending")
+                partitions.update()
+                .where(*of_step, partitions.c.status == "running")
+                .values(status="pending", claim=partitions.c.claim + 1)
             )
 
-    def restart_step(self, lease: Lease, step: int) -> None:
-        """Forget the progress of a step (a verification is repeated as a whole after a failure)."""
+    @again
+    def restart_step(self, lease: Lease, step: int, result: Any = None) -> None:
+        """Forget the progress of a step that is repeated as a whole; `result` is what the next pass begins with."""
         with self.guarded(lease) as connection:
             for table in (partitions, findings):
                 connection.execute(table.delete().where(table.c.run == lease.run, table.c.step == step))
             connection.execute(
                 steps.update().where(steps.c.run == lease.run, steps.c.step == step)
-                .values(status="pending", fingerprint=None, result=None)
+                .values(status="pending", fingerprint=None, result=None if result is None else json.dumps(result))
             )  # fmt: skip
 
+    @again
     def findings_of(self, run: str, step: int) -> list[tuple[PointId, str]]:
         """(id, what is wrong with it), as far as it was recorded."""
         query = sa.select(findings).where(findings.c.run == run, findings.c.step == step).order_by(findings.c.item)
-        with self._reading() as connection:
+        with self.reading() as connection:
             return [(_item(row.item), row.message) for row in connection.execute(query)]
 
     # -- id mapping and log ----------------------------------------------------------------------------------
@@ -342,27 +340,30 @@ class Ledger(Leases):
                 .where(id_map.c.run == run, id_map.c.collection == collection, id_map.c.old > last)
                 .order_by(id_map.c.old).limit(size)
             )  # fmt: skip
-            with self._reading() as connection:
+            with self.reading() as connection:
                 rows = connection.execute(query).all()
             if not rows:
                 return
             yield [(json.loads(row.old), json.loads(row.new)) for row in rows]
             last = rows[-1].old
 
+    @again
     def write_log(self, run: str, level: str, message: str, **details: Any) -> None:
         """Append a line to the run's log."""
-        with self._transaction() as connection:
+        with self.writing() as connection:
             connection.execute(
                 log.insert().values(
                     run=run, time=now(), level=level, message=redact(message),
                     details=redact(json.dumps(details, default=str)) if details else None,
                 )
             )  # fmt: skip
+        getattr(logs.log(), level)(message, **{"run": run, **details})
 
+    @again
     def read_log(self, run: str, after: int = 0) -> list[dict[str, Any]]:
         """Log lines of a run with an id beyond `after`."""
         query = sa.select(log).where(log.c.run == run, log.c.id > after).order_by(log.c.id)
-        with self._reading() as connection:
+        with self.reading() as connection:
             return [
                 dict(row) | {"details": json.loads(row["details"]) if row["details"] else {}}
                 for row in connection.execute(query).mappings()
@@ -387,6 +388,10 @@ def _partition(row: Any) -> Partition:
         done=row["done"],
         deliveries=row["deliveries"],
         error=row["error"],
+        batches=row["batches"],
+        retries=row["retries"],
+        worker=row["worker"],
+        claim=row["claim"],
     )
 
 

@@ -5,13 +5,16 @@ They live in the ledger's database, because a token is checked in the same trans
 
 from __future__ import annotations
 
+import functools
 import getpass
+import hashlib
+import json
 import os
 import socket
-import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,25 +22,15 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import event
 
-from runner.errors import LeaseLost, LockHeld, StoreError, VecrunError
+from runner.errors import LeaseLost, LockHeld, NoSlot, VecrunError
+from runner.records import Records, again
+from runner.tables import leases
 
-metadata = sa.MetaData()
-
-leases = sa.Table(
-    "leases", metadata,
-    sa.Column("name", sa.String(255), primary_key=True),
-    sa.Column("token", sa.BigInteger, nullable=False),
-    sa.Column("run", sa.String(32)),  # None: free
-    sa.Column("owner", sa.String(255)),
-    sa.Column("host", sa.String(255)),
-    sa.Column("pid", sa.Integer),
-    sa.Column("since", sa.String(32)),
-    sa.Column("expires", sa.Float),
-)  # fmt: skip
 #: (name, token) of the leases this process holds.
 _HELD: set[tuple[str, int]] = set()
+#: What a run takes a slot of: so many may work at once.
+SLOT = "slot"
 
 
 @dataclass(frozen=True)
@@ -47,74 +40,46 @@ class Lease:
     run: str
     tokens: tuple[tuple[str, int], ...]
 
+    @property
+    def token(self) -> int:
+        """The token of its first name: it tells this lease from an earlier one of the same run."""
+        return self.tokens[0][1]
+
+    def dumps(self) -> str:
+        return json.dumps(self.tokens)
+
+    @classmethod
+    def loads(cls, run: str, text: str) -> Lease:
+        return cls(run, tuple((name, token) for name, token in json.loads(text)))
+
 
 def now() -> str:
     """The time in UTC, ISO 8601, to the millisecond."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-class Leases:
-    """The database of the ledger, its transactions, and the leases in it. Safe for use from several threads."""
+class Leases(Records):
+    """The leases in a database of records."""
 
-    def __init__(self, url: str) -> None:
-        self.url = url
-        if url.startswith("sqlite:///"):
-            Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-        self.engine = sa.create_engine(url)
-        if self.engine.dialect.name == "sqlite":
-            event.listen(self.engine, "connect", _sqlite_settings)
-            event.listen(self.engine, "begin", _sqlite_begin)
+    def acquire(
+        self, names: Sequence[str], run: str, seconds: float, *, shared: Mapping[str, int] | None = None
+    ) -> Lease:
+        """Take all names or none. LockHeld tells who holds one. A holder that died on this machine is replaced at once.
 
-    def close(self) -> None:
-        self.engine.dispose()
-
-    def _shown(self) -> str:
-        return self.engine.url.render_as_string(hide_password=True)
-
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        try:
-            yield
-        except (sa.exc.OperationalError, sa.exc.DatabaseError) as exc:
-            raise StoreError(
-                "The ledger cannot be used",
-                f"{self._shown()}: {exc.orig}",
-                "Check disk space and rights of the state directory; nothing of the run is lost, apply goes on from its checkpoints",
-            ) from exc
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sa.Connection]:
-        with self._translated(), self.engine.begin() as connection:
-            yield connection
-
-    @contextmanager
-    def _reading(self) -> Iterator[sa.Connection]:
-        """A transaction that only reads, so that progress displays never wait for a writer."""
-        with (
-            self._translated(),
-            self.engine.connect().execution_options(reading=True) as connection,
-            connection.begin(),
-        ):
-            yield connection
-
-    def acquire(self, names: Sequence[str], run: str, seconds: float) -> Lease:
-        """Take all names or none. LockHeld tells who holds one. A holder that died on this host is replaced at once."""
-        host, pid, tokens = socket.gethostname(), os.getpid(), []
-        with self._transaction() as connection:
-            if self.engine.dialect.name == "postgresql":  # SQLite's BEGIN IMMEDIATE does the same
+        `shared`: name -> how many runs may hold it at once (NoSlot when the name is `SLOT`); nobody can hold it alone meanwhile.
+        """
+        pid, tokens = os.getpid(), []
+        with self.writing() as connection:
+            if self.on_server:  # SQLite's BEGIN IMMEDIATE does the same
                 connection.exec_driver_sql("LOCK TABLE leases IN EXCLUSIVE MODE")
-            clock = datetime.now(UTC).timestamp()
-            for name in sorted(names):
-                row = connection.execute(sa.select(leases).where(leases.c.name == name)).mappings().first()
-                if row and row["run"] and row["expires"] > clock and not _dead(row, host):
-                    raise LockHeld(
-                        "Somebody else is at work",
-                        f"{name} is held by {row['owner']} (pid {row['pid']}) for run {row['run']} since {row['since']}",
-                        "Wait for it, or look at it with: vecrun lock list",
-                    )
+            clock = self.clock(connection)
+            rows = {row["name"]: row for row in connection.execute(sa.select(leases)).mappings()}
+            held = {name: row for name, row in rows.items() if row["run"] and row["expires"] > clock and not _dead(row)}
+            for name in _names(names, shared or {}, held):
+                row = rows.get(name)
                 values = {
-                    "token": (row["token"] if row else 0) + 1, "run": run, "owner": owner(), "host": host, "pid": pid,
-                    "since": now(), "expires": clock + seconds,
+                    "token": (row["token"] if row else 0) + 1, "run": run, "owner": owner(), "host": socket.gethostname(),
+                    "machine": machine(), "pid": pid, "since": now(), "renewed": clock, "expires": clock + seconds,
                 }  # fmt: skip
                 if row:
                     connection.execute(leases.update().where(leases.c.name == name).values(**values))
@@ -127,16 +92,17 @@ class Leases:
 
     def renew(self, lease: Lease, seconds: float) -> None:
         """Push the end of the lease out. LeaseLost when another holds it by now."""
-        with self.guarded(lease) as connection:
-            names = [name for name, _ in lease.tokens]
+        with self.guarded(lease, alone=True) as connection:
+            names, clock = [name for name, _ in lease.tokens], self.clock(connection)
             connection.execute(
-                leases.update().where(leases.c.name.in_(names)).values(expires=datetime.now(UTC).timestamp() + seconds)
+                leases.update().where(leases.c.name.in_(names)).values(expires=clock + seconds, renewed=clock)
             )
 
+    @again
     def release(self, lease: Lease) -> None:
         """Give the names back; those that another took meanwhile are left alone."""
         _HELD.difference_update(lease.tokens)
-        with self._transaction() as connection:
+        with self.writing() as connection:
             for name, token in lease.tokens:
                 connection.execute(
                     leases.update().where(leases.c.name == name, leases.c.token == token).values(run=None, expires=0)
@@ -144,30 +110,36 @@ class Leases:
 
     def force_release(self, name: str, token: int) -> bool:
         """An operator frees `name` if its token is still `token`; the token moves, so the old holder is fenced off."""
-        with self._transaction() as connection:
+        with self.writing() as connection:
             result = connection.execute(
                 leases.update().where(leases.c.name == name, leases.c.token == token, leases.c.run.is_not(None))
                 .values(run=None, expires=0, token=token + 1)
             )  # fmt: skip
             return result.rowcount == 1
 
+    @again
     def holders(self) -> list[dict[str, Any]]:
-        """All leases that are held, expired ones included."""
-        with self._reading() as connection:
+        """All leases that are held, expired ones included (`expired`)."""
+        with self.reading() as connection:
+            clock = self.clock(connection)
             rows = connection.execute(sa.select(leases).where(leases.c.run.is_not(None)).order_by(leases.c.name))
-            return [dict(row) for row in rows.mappings()]
+            return [dict(row) | {"expired": row["expires"] <= clock or _dead(row)} for row in rows.mappings()]
 
     @contextmanager
-    def guarded(self, lease: Lease) -> Iterator[sa.Connection]:
-        """A transaction that fails when the lease is no longer ours; nobody can take the lease while it lasts."""
-        with self._transaction() as connection:
+    def guarded(self, lease: Lease, *, alone: bool = False) -> Iterator[sa.Connection]:
+        """A transaction that fails when the lease is no longer ours; nobody can take the lease while it lasts.
+
+        Several of one run may be at work at the same time, unless one asks to be `alone`.
+        """
+        with self.writing() as connection:
             names = [name for name, _ in lease.tokens]
             rows = connection.execute(
                 sa.select(leases.c.name, leases.c.token, leases.c.run, leases.c.expires)
                 .where(leases.c.name.in_(names))
-                .with_for_update()
-            )
-            clock = datetime.now(UTC).timestamp()
+                .order_by(leases.c.name)
+                .with_for_update(read=not alone)
+            ).all()
+            clock = self.clock(connection)
             current = {row.name: row.token for row in rows if row.run == lease.run and row.expires > clock}
             if current != dict(lease.tokens):
                 raise LeaseLost(
@@ -197,7 +169,7 @@ class Keeper:
 
     def _renew(self) -> None:
         renewed = time.time()  # the wall clock: a laptop's sleep counts
-        while not self._over.wait(self._seconds / 4):
+        while not self._over.wait(self._seconds / 5):
             try:
                 self._leases.renew(self._lease, self._seconds)
                 renewed = time.time()
@@ -220,42 +192,63 @@ def owner() -> str:
     return f"{user}@{socket.gethostname()}"
 
 
-def _dead(row: Any, host: str) -> bool:
-    """Whether the holder was a process of this host that is gone."""
-    if row["host"] != host or row["pid"] is None:
+@functools.cache
+def machine() -> str:
+    """Names this kernel and its process namespace: containers may share a host name, and a pid means nothing outside its own."""
+    try:
+        parts = [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), str(Path("/proc/self/ns/pid").readlink())]
+    except OSError:  # not Linux: no namespaces
+        parts = [str(uuid.getnode())]
+    return hashlib.sha256(" ".join([socket.gethostname(), *parts]).encode()).hexdigest()[:32]
+
+
+def alive(pid: int) -> bool:
+    """Whether a process of this machine lives. One that is dead and was not fetched by its parent does not."""
+    try:
+        os.kill(pid, 0)
+        # a zombie answers, too (Linux; in a container nobody may fetch it)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+
+
+def _names(names: Sequence[str], shared: Mapping[str, int], held: Mapping[str, Any]) -> list[str]:
+    """The rows to take: each name, and a free place of each shared one. Raises when there is none."""
+    taken = []
+    for name in sorted(names):
+        for other, row in held.items():
+            if other == name or other.partition("#")[0] == name:
+                raise _refused(name, [row])
+        taken.append(name)
+    for name, places in sorted(shared.items()):
+        free = [place for n in range(1, places + 1) if (place := f"{name}#{n}") not in held]
+        if name in held or not free:
+            raise _refused(name, [row for other, row in held.items() if other.partition("#")[0] == name])
+        taken.append(free[0])
+    return taken
+
+
+def _refused(name: str, rows: Sequence[Any]) -> LockHeld:
+    lines = [f"run {row['run']} of {row['owner']} (pid {row['pid']}) since {row['since']}" for row in rows]
+    if name == SLOT:
+        return NoSlot(
+            "No slot is free",
+            f"{len(rows)} runs are at work, and limits.runs allows no more:\n" + "\n".join(lines),
+            "Wait for one (--wait 30m), or raise limits.runs in vecrun.yaml",
+        )
+    return LockHeld(
+        "Somebody else is at work",
+        f"{name} is held by " + "; ".join(lines),
+        "Wait for it (--wait 30m), or look at it with: vecrun lock list",
+    )
+
+
+def _dead(row: Any) -> bool:
+    """Whether the holder was a process of this machine that is gone."""
+    if row["machine"] != machine() or row["pid"] is None:
         return False
     if row["pid"] == os.getpid():  # either held by a thread of ours, or left by a process that had our pid before us
         return (row["name"], row["token"]) not in _HELD
-    try:
-        os.kill(row["pid"], 0)
-        # a dead process that its parent has not fetched yet answers, too (Linux; in a container nobody may fetch it)
-        return Path(f"/proc/{row['pid']}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except ProcessLookupError:
-        return True
-    except OSError:
-        return False
-
-
-def _sqlite_settings(connection: Any, _record: Any) -> None:
-    # autocommit off in the driver: SQLAlchemy's begin event opens the transaction (see _sqlite_begin)
-    connection.isolation_level = None
-    connection.execute("PRAGMA busy_timeout=30000")
-    deadline = time.monotonic() + 30
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode=WAL")
-            break
-        except (
-            sqlite3.OperationalError
-        ) as exc:  # several processes make a new ledger at once: SQLite does not wait here
-            if "locked" not in str(exc) or time.monotonic() > deadline:
-                raise
-            time.sleep(0.02)
-    connection.execute("PRAGMA synchronous=FULL")
-    connection.execute("PRAGMA foreign_keys=ON")
-
-
-def _sqlite_begin(connection: Any) -> None:
-    # IMMEDIATE: a transaction that reads and then writes must not lose the race in between
-    reading = connection.get_execution_options().get("reading")
-    connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
+    return not alive(row["pid"])

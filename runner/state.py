@@ -1,24 +1,33 @@
 """State documents: one JSON a job (what is live, how to roll back) and one for the workspace's serving pointers.
 
-Written to a temporary file, synced, renamed, and the folder synced; the one before stays as `.backup`. The serial
-moves only when the content does.
+In a folder: written to a temporary file, synced, renamed, and the folder synced. In PostgreSQL: a row for each serial,
+in the transaction that checks the fencing token. Either way the serial moves only when the content does, it is
+compared before it is set, and the documents before stay as history.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import uuid
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
+import sqlalchemy as sa
 from pydantic import ValidationError
 
-from runner.errors import PlanRefused, VecrunError
+from runner.errors import NotFound, PlanRefused, VecrunError
+from runner.lock import now, owner
 from runner.plan import Observed, Place
 from runner.points import Model
+from runner.records import Records
+from runner.settings import Settings
+from runner.tables import state_documents
 
 FORMAT_VERSION = "1.0"
 
@@ -47,6 +56,7 @@ class State(Model):
     world: tuple[Observed, ...] = ()
     applied: tuple[Applied, ...] = ()  # oldest first; the last one can be rolled back
     pinned: str | None = None  # digest of the spec that was rolled back: it is not applied again by itself
+    forgotten: dict[str, str] = {}  # run of `applied` -> when gc removed what its rollback would need
 
 
 class Serving(Model):
@@ -58,88 +68,408 @@ class Serving(Model):
     pointers: dict[str, Place] = {}
 
 
-#: Held while a state file is written: the transaction that proves that the lease is ours.
+#: Held while a document is written: the transaction that proves that the lease is ours.
 Fence = AbstractContextManager[object]
 DocumentT = TypeVar("DocumentT", State, Serving)
+SERVING = "serving"
+#: So many serials of a document stay in its history, whatever their age.
+KEEP_VERSIONS = 10
 
 
-class StateDirectory:
-    """State files in a folder."""
+class Version(Model):
+    """One serial of a document."""
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    serial: int
+    written: str
+    owner: str = ""
+
+
+class States(ABC):
+    """The documents of a workspace in one environment, wherever they are kept."""
 
     def load(self, job: str) -> State:
-        """The state of a job; a fresh one with serial 0 if there is none. A damaged file is an error, never 'none'."""
-        fresh = State(lineage=_lineage(f"job:{self.directory}:{job}"), serial=0, job=job)
-        return self._read(self.directory / f"{job}.json", State, fresh)
+        """The state of a job; a fresh one if there is none. A damaged one is an error, never 'none'."""
+        return self._load(job, State, lambda: self._new(job, None), None)
 
     def save(self, state: State, fence: Fence) -> State:
-        """Write it if the content changed, with the next serial. `fence` is held meanwhile; entering it raises when the lease was lost."""
-        return self._write(self.directory / f"{state.job}.json", state, lambda: self.load(state.job), fence)
+        """Write it if the content changed, with the next serial. `fence` is held meanwhile; entering it raises when the
+        lease was lost. PlanRefused when the document moved since it was loaded."""
+        current = self.load(state.job)
+        if state.model_copy(update={"serial": current.serial}) == current:
+            return current
+        with fence as held, self._writing(state.job, held) as connection:
+            # again: first comes the fence, so that whoever lost the lease is told that, not that the state moved
+            current = self._load(state.job, State, lambda: self._new(state.job, connection), connection)
+            if state.serial != current.serial or state.lineage != current.lineage:
+                raise PlanRefused(
+                    "The state moved meanwhile",
+                    f"{self.where(state.job)}: serial {current.serial}, expected {state.serial}",
+                    "Plan again: vecrun plan",
+                )
+            new = state.model_copy(update={"serial": current.serial + 1})
+            self._put(state.job, new, connection)
+        return new
 
     def serving(self) -> Serving:
         """The workspace's serving pointers."""
-        fresh = Serving(lineage=_lineage(f"serving:{self.directory}"), serial=0)
-        return self._read(self.directory / "serving.json", Serving, fresh)
+        return self._load(SERVING, Serving, self._nothing_serves, None)
 
-    def save_serving(self, serving: Serving, fence: Fence) -> Serving:
-        return self._write(self.directory / "serving.json", serving, self.serving, fence)
+    def change_serving(self, change: Callable[[Serving], Serving], fence: Fence) -> None:
+        """Replace the serving pointers by what `change` makes of them. Runs of other jobs change the same document."""
+        with fence as held, self._writing(SERVING, held) as connection:
+            current = self._load(SERVING, Serving, self._nothing_serves, connection)
+            new = change(current)
+            if new != current:
+                self._put(SERVING, new.model_copy(update={"serial": current.serial + 1}), connection)
 
-    def jobs(self) -> list[str]:
-        """Names of the jobs that have a state file, sorted."""
-        return sorted(path.stem for path in self.directory.glob("*.json") if path.name != "serving.json")
+    def push(self, state: State, fence: Fence, *, force: bool = False) -> State:
+        """Write a document that was pulled and edited. PlanRefused unless its lineage and serial are the present ones;
+        `force` overwrites whatever is there, a damaged one included. Nothing is written when nothing changes.
 
-    def _read(self, path: Path, model: type[DocumentT], fresh: DocumentT) -> DocumentT:
+        Where there is none yet it is taken as it is: so documents move from one place to another.
+        """
+        with fence as held, self._writing(state.job, held) as connection:
+            text = self._text(state.job, None, connection)
+            new = state.model_copy(update={"serial": max(state.serial, self._last(state.job, connection) + 1)})
+            if text is not None:
+                current = self._present(state.job, text, force=force)
+                if current is not None:
+                    if not force and (state.serial != current.serial or state.lineage != current.lineage):
+                        raise PlanRefused(
+                            "The state moved since it was pulled",
+                            f"{self.where(state.job)}: lineage {current.lineage}, serial {current.serial}; "
+                            f"pushed: lineage {state.lineage}, serial {state.serial}",
+                            "Pull it again and repeat the change, or overwrite it: --force",
+                        )
+                    new = state.model_copy(update={"serial": current.serial + 1, "lineage": current.lineage})
+                    if new.model_copy(update={"serial": current.serial}) == current:
+                        return current
+            self._put(state.job, new, connection)
+        return new
+
+    def _present(self, job: str, text: str, *, force: bool) -> State | None:
         try:
-            text = path.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return fresh
-        except (OSError, UnicodeDecodeError) as exc:
-            raise VecrunError("A state file cannot be read", f"{path}: {exc}") from exc
-        backup = path.with_suffix(".json.backup")
-        hint = (
-            f"The version before is in {backup}: compare, then copy it over"
-            if backup.exists()
-            else "Restore it from a backup"
-        )
+            return self._parsed(job, text, State)
+        except VecrunError:
+            if not force:
+                raise
+            return None
+
+    def parse(self, text: str, file: str) -> State:
+        """A document from a file of the user's, which may have been edited. VecrunError says what is wrong with it."""
+        state = self._parsed(file, text, State, where=file, remedy="Pull it again: vecrun state pull JOB -o FILE")
+        if unknown := sorted(set(json.loads(text)) - set(State.model_fields)):
+            raise VecrunError(
+                "The document has keys that this vecrun does not know",
+                f"{file}: {', '.join(unknown)}",
+                "They would be lost. Correct them, or use the vecrun that wrote them",
+            )
+        return state
+
+    def text(self, name: str, serial: int | None = None) -> str:
+        """The JSON of a document exactly as it is kept; `name` is a job, or serving. NotFound."""
+        text = self._text(name, serial, None)
+        if text is None:
+            which = f"job {name}" + (f", serial {serial}" if serial is not None else "")
+            raise NotFound("No state", which, "vecrun state list" if serial is None else f"vecrun state history {name}")
+        return text
+
+    def expired(self, name: str, before: datetime, keep: int = KEEP_VERSIONS) -> list[int]:
+        """Serials of the history that were written before a time. The newest `keep` stay whatever their age."""
+        return [item.serial for item in self.history(name)[keep:] if datetime.fromisoformat(item.written) < before]
+
+    def version(self, job: str, serial: int | None = None) -> State:
+        """The document as it was at a serial. NotFound."""
+        return self._parsed(job, self.text(job, serial), State)
+
+    def _new(self, job: str, connection: sa.Connection | None) -> State:
+        # after `remove` the serials go on, so that no plan from before fits
+        return State(lineage=self._lineage(f"job:{{}}:{job}"), serial=self._last(job, connection), job=job)
+
+    def _nothing_serves(self) -> Serving:
+        return Serving(lineage=self._lineage("serving:{}"), serial=0)
+
+    def _load(
+        self, name: str, model: type[DocumentT], new: Callable[[], DocumentT], connection: sa.Connection | None
+    ) -> DocumentT:
+        text = self._text(name, None, connection)
+        return new() if text is None else self._parsed(name, text, model)
+
+    def _parsed(self, name: str, text: str, model: type[DocumentT], *, where: str = "", remedy: str = "") -> DocumentT:
+        where, hint = where or self.where(name), remedy or self._remedy(name)
         try:
             data: dict[str, Any] = json.loads(text)
             version = str(data["format_version"])
         except (ValueError, KeyError, TypeError) as exc:
-            raise VecrunError("A state file is damaged", f"{path} is not whole JSON: {exc}", hint) from exc
+            raise VecrunError("A state file is damaged", f"{where} is not whole JSON: {exc}", hint) from exc
         if version.split(".", maxsplit=1)[0] != FORMAT_VERSION.split(".", maxsplit=1)[0]:
             raise VecrunError(
                 "A state file has a newer format",
-                f"{path}: format_version {version}, this vecrun reads {FORMAT_VERSION}",
+                f"{where}: format_version {version}, this vecrun reads {FORMAT_VERSION}",
                 "Use the vecrun version that wrote it",
             )
         try:
-            known = {key: value for key, value in data.items() if key in model.model_fields}
-            return model.model_validate(known)
+            return model.model_validate({key: value for key, value in data.items() if key in model.model_fields})
         except ValidationError as exc:
             first = exc.errors(include_url=False)[0]
             place = ".".join(str(part) for part in first["loc"])
-            raise VecrunError("A state file is damaged", f"{path}: {place}: {first['msg']}", hint) from exc
+            raise VecrunError("A state file is damaged", f"{where}: {place}: {first['msg']}", hint) from exc
 
-    def _write(self, path: Path, new: DocumentT, load: Callable[[], DocumentT], fence: Fence) -> DocumentT:
-        current = load()
-        if new.model_copy(update={"serial": current.serial}) == current:
-            return current
-        with fence:  # first: whoever lost the lease is told that, not that the state moved
-            current = load()  # again: another run may have written while we waited
-            if new.serial != current.serial or new.lineage != current.lineage:
-                raise PlanRefused(
-                    "The state moved meanwhile",
-                    f"{path}: serial {current.serial}, expected {new.serial}",
-                    "Plan again: vecrun plan",
-                )
-            new = new.model_copy(update={"serial": current.serial + 1})
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if path.exists():
-                write_atomically(path.with_suffix(".json.backup"), path.read_text(encoding="utf-8"))
-            write_atomically(path, json.dumps(new.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n")
-        return new
+    @abstractmethod
+    def jobs(self) -> list[str]:
+        """Names of the jobs that have a document, sorted."""
+
+    @abstractmethod
+    def names(self) -> list[str]:
+        """Everything that has a history, sorted: jobs, those whose document was removed too, and serving."""
+
+    @abstractmethod
+    def history(self, name: str) -> list[Version]:
+        """The serials of a document, newest first."""
+
+    @abstractmethod
+    def forget(self, name: str, serials: Iterable[int], fence: Fence) -> None:
+        """Remove serials from the history. The present document stays."""
+
+    @abstractmethod
+    def remove(self, job: str, fence: Fence) -> None:
+        """Forget a job's document. Its history stays."""
+
+    @abstractmethod
+    def where(self, name: str) -> str:
+        """Where a document is kept, for messages."""
+
+    @abstractmethod
+    def _remedy(self, name: str) -> str: ...
+
+    @abstractmethod
+    def _lineage(self, pattern: str) -> str: ...
+
+    @abstractmethod
+    def _last(self, name: str, connection: sa.Connection | None) -> int:
+        """The highest serial that a document may have had; 0 when there never was one."""
+
+    @abstractmethod
+    def _text(self, name: str, serial: int | None, connection: sa.Connection | None) -> str | None: ...
+
+    @abstractmethod
+    def _writing(self, name: str, held: object) -> AbstractContextManager[sa.Connection | None]: ...
+
+    @abstractmethod
+    def _put(self, name: str, document: State | Serving, connection: sa.Connection | None) -> None: ...
+
+
+class StateDirectory(States):
+    """State files in a folder; what was before in its `history/`, as NAME.SERIAL.json."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def jobs(self) -> list[str]:
+        return sorted(path.stem for path in self.directory.glob("*.json") if path.stem != SERVING)
+
+    def names(self) -> list[str]:
+        kept = {path.name.rpartition(".json")[0] for path in (self.directory / "history").glob("*.json")}
+        found = {name.rpartition(".")[0] for name in kept if name.rpartition(".")[2].isdigit()}
+        return sorted(found | {path.stem for path in self.directory.glob("*.json")})
+
+    def history(self, name: str) -> list[Version]:
+        files = {int(path.suffixes[-2][1:]): path for path in self._kept(name)}
+        if self._path(name).exists():
+            files[self._serial(name)] = self._path(name)
+        return [Version(serial=serial, written=_time(files[serial].stat().st_mtime)) for serial in sorted(files)[::-1]]
+
+    def forget(self, name: str, serials: Iterable[int], fence: Fence) -> None:
+        with fence:
+            for serial in serials:
+                (self.directory / "history" / f"{name}.{serial}.json").unlink(missing_ok=True)
+
+    def remove(self, job: str, fence: Fence) -> None:
+        path = self._path(job)
+        with fence as held, self._writing(job, held):
+            if not path.exists():
+                raise NotFound("No state", f"job {job}", "vecrun state list")
+            self._keep(job)
+            path.unlink()
+            _sync(self.directory)
+
+    def where(self, name: str) -> str:
+        return str(self._path(name))
+
+    def _remedy(self, name: str) -> str:
+        kept = self._kept(name)
+        return (
+            f"The version before is in {kept[-1]}: compare, then copy it over" if kept else "Restore it from a backup"
+        )
+
+    def _lineage(self, pattern: str) -> str:
+        # deterministic until the first write, so that planning twice before it gives the same plan
+        return str(uuid.uuid5(uuid.NAMESPACE_URL, "vecrun:" + pattern.format(self.directory)))
+
+    def _path(self, name: str) -> Path:
+        return self.directory / f"{name}.json"
+
+    def _kept(self, name: str) -> list[Path]:
+        found = (self.directory / "history").glob(f"{name}.*.json")
+        numbers = {path: path.name.removeprefix(f"{name}.").removesuffix(".json") for path in found}
+        return sorted(
+            (path for path, number in numbers.items() if number.isdigit()), key=lambda path: int(numbers[path])
+        )
+
+    def _last(self, name: str, _connection: sa.Connection | None) -> int:
+        # one more than in the history: that one was the document that is not there, or is damaged
+        return max((int(path.suffixes[-2][1:]) + 1 for path in self._kept(name)), default=0)
+
+    def _serial(self, name: str) -> int:
+        """Of the present document; of a damaged one, what it must have been."""
+        try:
+            return int(json.loads(self._path(name).read_text(encoding="utf-8"))["serial"])
+        except (ValueError, KeyError, TypeError):
+            return self._last(name, None)
+
+    def _text(self, name: str, serial: int | None, _connection: sa.Connection | None) -> str | None:
+        path = self._path(name)
+        if serial is not None and (not path.exists() or self._serial(name) != serial):
+            path = self.directory / "history" / f"{name}.{serial}.json"
+        try:
+            return path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as exc:
+            raise VecrunError("A state file cannot be read", f"{path}: {exc}") from exc
+
+    def _writing(self, name: str, held: object) -> AbstractContextManager[None]:
+        # the fence is a transaction of SQLite, which lets one writer in at a time
+        del name, held
+        self.directory.mkdir(parents=True, exist_ok=True)
+        return nullcontext()
+
+    def _keep(self, name: str) -> None:
+        """Copy the present document into the history, with the time at which it was written."""
+        folder, path = self.directory / "history", self._path(name)
+        folder.mkdir(exist_ok=True)
+        kept = folder / f"{name}.{self._serial(name)}.json"
+        write_atomically(kept, path.read_text(encoding="utf-8", errors="replace"))
+        os.utime(kept, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))
+
+    def _put(self, name: str, document: State | Serving, _connection: sa.Connection | None) -> None:
+        if self._path(name).exists():
+            self._keep(name)
+        write_atomically(self._path(name), _dumps(document))
+
+
+class StateTable(States):
+    """State documents in PostgreSQL, a row for each serial."""
+
+    def __init__(self, records: Records, place: str) -> None:
+        self.records, self.place = records, place
+
+    def jobs(self) -> list[str]:
+        names = self._query(sa.select(state_documents.c.name).where(_PRESENT, state_documents.c.body != "")).scalars()
+        return sorted(name.removeprefix("job:") for name in names if name.startswith("job:"))
+
+    def names(self) -> list[str]:
+        found = self._query(sa.select(state_documents.c.name).distinct()).scalars()
+        return sorted(name.removeprefix("job:") for name in found if name != _LINEAGE)
+
+    def history(self, name: str) -> list[Version]:
+        query = sa.select(state_documents).where(
+            state_documents.c.name == _row_name(name), state_documents.c.body != ""
+        )
+        rows = self._query(query.order_by(state_documents.c.serial.desc())).mappings()
+        return [Version(serial=row["serial"], written=row["written"], owner=row["owner"] or "") for row in rows]
+
+    def forget(self, name: str, serials: Iterable[int], fence: Fence) -> None:
+        with fence as held, self._writing(name, held) as connection:
+            present = self._last(name, connection)
+            of_name = (state_documents.c.name == _row_name(name), state_documents.c.serial != present)
+            chosen = state_documents.c.serial.in_(list(serials))
+            connection.execute(state_documents.delete().where(*of_name, chosen))
+
+    def remove(self, job: str, fence: Fence) -> None:
+        with fence as held, self._writing(job, held) as connection:
+            text = self._text(job, None, connection)
+            if text is None:
+                raise NotFound("No state", f"job {job}", "vecrun state list")
+            current = self._parsed(job, text, State)
+            self._insert(job, current.serial + 1, current.lineage, "", connection)
+
+    def where(self, name: str) -> str:
+        return f"{self.place}, {_row_name(name)}"
+
+    def _remedy(self, name: str) -> str:
+        return f"Look at the versions before: vecrun state history {name}"
+
+    def _lineage(self, pattern: str) -> str:
+        # not of the URL: hosts may reach one database under several names
+        query = sa.select(state_documents.c.lineage).where(state_documents.c.name == _LINEAGE)
+        return str(uuid.uuid5(uuid.NAMESPACE_URL, "vecrun:" + pattern.format(self._query(query).scalar_one())))
+
+    def _last(self, name: str, connection: sa.Connection | None) -> int:
+        query = sa.select(sa.func.max(state_documents.c.serial)).where(state_documents.c.name == _row_name(name))
+        return int(self._query(query, connection).scalar() or 0)
+
+    def _query(self, query: sa.Select[Any], connection: sa.Connection | None = None) -> sa.Result[Any]:
+        if connection is not None:
+            return connection.execute(query).freeze()()
+        with self.records.reading() as reading:
+            return reading.execute(query).freeze()()
+
+    def _text(self, name: str, serial: int | None, connection: sa.Connection | None) -> str | None:
+        query = sa.select(state_documents.c.body).where(state_documents.c.name == _row_name(name))
+        query = query.where(_PRESENT if serial is None else state_documents.c.serial == serial)
+        return self._query(query, connection).scalar() or None
+
+    @contextmanager
+    def _writing(self, name: str, held: object) -> Iterator[sa.Connection]:
+        # in the transaction of the fence: token and document are one write
+        with nullcontext(held) if isinstance(held, sa.Connection) else self.records.writing() as connection:
+            connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": f"vecrun:{name}"})
+            yield connection
+
+    def _put(self, name: str, document: State | Serving, connection: sa.Connection | None) -> None:
+        self._insert(name, document.serial, document.lineage, _dumps(document), connection)
+
+    def _insert(self, name: str, serial: int, lineage: str, body: str, connection: sa.Connection | None) -> None:
+        values = {"name": _row_name(name), "serial": serial, "lineage": lineage, "body": body}
+        cast("sa.Connection", connection).execute(
+            state_documents.insert().values(**values, written=now(), owner=owner())
+        )
+
+
+#: The row that names this database, so that plans for another one do not fit; runner/migrations makes it.
+_LINEAGE = "lineage"
+_other = state_documents.alias()
+_PRESENT = state_documents.c.serial == (
+    sa.select(sa.func.max(_other.c.serial)).where(_other.c.name == state_documents.c.name).scalar_subquery()
+)
+
+
+def open_states(settings: Settings) -> States:
+    """The documents of a workspace: in its ledger's database where that is PostgreSQL, else in its folder."""
+    url = settings.records_url
+    if url.startswith("sqlite"):
+        return StateDirectory(settings.state_directory)
+    records = _shared(url, settings.records_schema)
+    return StateTable(records, f"{records.engine.url.render_as_string(hide_password=True)}, {settings.records_schema}")
+
+
+@functools.cache
+def _shared(url: str, schema: str) -> Records:
+    """One engine for all that reads documents in this process."""
+    return Records(url, schema)
+
+
+def _row_name(name: str) -> str:
+    return name if name == SERVING else f"job:{name}"
+
+
+def _dumps(document: State | Serving) -> str:
+    return json.dumps(document.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -154,13 +484,12 @@ def write_atomically(path: Path, text: str) -> None:
     except OSError as exc:
         temporary.unlink(missing_ok=True)
         raise VecrunError("A file cannot be written", f"{path}: {exc.strerror}", "Check disk space and rights") from exc
-    folder = os.open(path.parent, os.O_RDONLY)
+    _sync(path.parent)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
-
-
-def _lineage(name: str) -> str:
-    # Deterministic until the first write, so that planning twice before it gives the same plan
-    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"vecrun:{name}"))
+        os.close(descriptor)

@@ -1,0 +1,114 @@
+"""The tables of vecrun's own records. What changes here needs a revision in `runner/migrations`; a test compares."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+metadata = sa.MetaData()
+
+leases = sa.Table(
+    "leases", metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("token", sa.BigInteger, nullable=False),
+    sa.Column("run", sa.String(32)),  # None: free
+    sa.Column("owner", sa.String(255)),
+    sa.Column("host", sa.String(255)),
+    sa.Column("machine", sa.String(64)),  # kernel and process namespace: where `pid` means something
+    sa.Column("pid", sa.Integer),
+    sa.Column("since", sa.String(32)),
+    sa.Column("renewed", sa.Float(53)),  # seconds since 1970, by the database's clock where it has one
+    sa.Column("expires", sa.Float(53)),
+)  # fmt: skip
+runs = sa.Table(
+    "runs", metadata,
+    sa.Column("run", sa.String(32), primary_key=True),
+    sa.Column("job", sa.String(64), nullable=False, index=True),
+    sa.Column("kind", sa.String(64), nullable=False),
+    sa.Column("purpose", sa.String(16), nullable=False),
+    sa.Column("of_run", sa.String(32)),
+    sa.Column("status", sa.String(16), nullable=False, index=True),
+    sa.Column("plan_digest", sa.String(80), nullable=False),
+    sa.Column("plan", sa.Text, nullable=False),
+    sa.Column("executor", sa.String(16), nullable=False, server_default="embedded"),
+    sa.Column("lease", sa.Text),  # JSON of the tokens its coordinator holds: what the workers write under
+    sa.Column("takeovers", sa.Integer, nullable=False, server_default="0"),  # since a step was finished
+    sa.Column("created", sa.String(32), nullable=False),
+    sa.Column("started", sa.String(32)),
+    sa.Column("finished", sa.String(32)),
+    sa.Column("owner", sa.String(255)),
+    sa.Column("control", sa.String(16)),  # pause or cancel, asked for from outside; stop, by a worker that met `problem`
+    sa.Column("problem", sa.Text),  # JSON of the error
+    sa.Column("error", sa.Text),
+)  # fmt: skip
+steps = sa.Table(
+    "steps", metadata,
+    sa.Column("run", sa.String(32), sa.ForeignKey("runs.run"), primary_key=True),
+    sa.Column("step", sa.Integer, primary_key=True),
+    sa.Column("status", sa.String(16), nullable=False),
+    sa.Column("fingerprint", sa.String(80)),  # of the partition table, once it is cut
+    sa.Column("result", sa.Text),
+    sa.Column("started", sa.String(32)),
+    sa.Column("finished", sa.String(32)),
+)  # fmt: skip
+partitions = sa.Table(
+    "partitions", metadata,
+    sa.Column("run", sa.String(32), primary_key=True),
+    sa.Column("step", sa.Integer, primary_key=True),
+    sa.Column("part", sa.Integer, primary_key=True),
+    sa.Column("keys", sa.Text, nullable=False),  # JSON of the KeyRange
+    sa.Column("status", sa.String(16), nullable=False),  # pending, running, done, failed
+    sa.Column("cursor", sa.Text),  # JSON of the last id that is durable in the target
+    sa.Column("read", sa.BigInteger, nullable=False, default=0),
+    sa.Column("done", sa.BigInteger, nullable=False, default=0),
+    sa.Column("batches", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("retries", sa.BigInteger, nullable=False, server_default="0"),  # tries after transient errors
+    sa.Column("deliveries", sa.Integer, nullable=False, default=0),
+    sa.Column("worker", sa.String(255)),  # who works on it
+    sa.Column("claim", sa.BigInteger, nullable=False, server_default="0"),  # moves each time it is taken
+    sa.Column("queued", sa.Float(53)),  # when a message for it was last sent again
+    sa.Column("error", sa.Text),
+)  # fmt: skip
+id_map = sa.Table(
+    "id_map", metadata,
+    sa.Column("run", sa.String(32), primary_key=True),
+    sa.Column("collection", sa.String(255), primary_key=True),  # name in the source
+    sa.Column("old", sa.Text, primary_key=True),  # JSON, so that 42 and "42" stay apart
+    sa.Column("new", sa.Text, nullable=False),
+)  # fmt: skip
+findings = sa.Table(
+    "findings", metadata,
+    sa.Column("run", sa.String(32), primary_key=True),
+    sa.Column("step", sa.Integer, primary_key=True),
+    sa.Column("item", sa.String(1024), primary_key=True),  # JSON of the id
+    sa.Column("part", sa.Integer, nullable=False),
+    sa.Column("message", sa.Text, nullable=False),
+)  # fmt: skip
+log = sa.Table(
+    "log", metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("run", sa.String(32), nullable=False, index=True),
+    sa.Column("time", sa.String(32), nullable=False),
+    sa.Column("level", sa.String(8), nullable=False),
+    sa.Column("message", sa.Text, nullable=False),
+    sa.Column("details", sa.Text),
+)  # fmt: skip
+workers = sa.Table(
+    "workers", metadata,
+    sa.Column("worker", sa.String(255), primary_key=True),
+    sa.Column("host", sa.String(255), nullable=False),
+    sa.Column("pid", sa.Integer, nullable=False),
+    sa.Column("threads", sa.Integer, nullable=False),
+    sa.Column("running", sa.Integer, nullable=False),  # partitions at work
+    sa.Column("since", sa.String(32), nullable=False),
+    sa.Column("seen", sa.Float(53), nullable=False),  # seconds since 1970 of its last sign of life
+)  # fmt: skip
+#: State documents, one row for each serial: the highest is the present one, the others are its history.
+state_documents = sa.Table(
+    "state_documents", metadata,
+    sa.Column("name", sa.String(128), primary_key=True),  # job:NAME, or serving
+    sa.Column("serial", sa.BigInteger, primary_key=True),
+    sa.Column("lineage", sa.String(64), nullable=False),
+    sa.Column("body", sa.Text, nullable=False),  # JSON
+    sa.Column("written", sa.String(32), nullable=False),
+    sa.Column("owner", sa.String(255)),
+)  # fmt: skip
