@@ -30,7 +30,7 @@ from runner.plan import (
 )
 from runner.settings import Settings
 from runner.spec import Job, digest
-from runner.state import State, StateDirectory
+from runner.state import State, States
 from runner.world import World
 
 PINNED = "VI201"
@@ -42,7 +42,7 @@ ALIAS_REMOVED = "VB103"
 NEEDED_BY = "VD103"
 
 
-def build(job: Job, settings: Settings, ledger: Ledger, states: StateDirectory, *, unpin: bool = False) -> Plan:
+def build(job: Job, settings: Settings, ledger: Ledger, states: States, *, unpin: bool = False) -> Plan:
     """The plan of a job. Raises when a run of it is unfinished: that has to be resumed or rolled back first."""
     refuse_unfinished(ledger, job.name)
     state = states.load(job.name)
@@ -89,11 +89,12 @@ def refuse_unfinished(ledger: Ledger, job: str) -> None:
 
 
 def rollback(
-    job: str, settings: Settings, ledger: Ledger, states: StateDirectory, *, discard_new_points: bool = False
+    job: str, settings: Settings, ledger: Ledger, states: States, *, discard_new_points: bool = False, but: str = ""
 ) -> Plan:
-    """The plan that undoes the newest run of a job, finished or not. NotFound when there is nothing to undo."""
+    """The plan that undoes the newest run of a job, finished or not; `but` is a run that is only about to begin.
+    NotFound when there is nothing to undo."""
     state = states.load(job)
-    run = ledger.unfinished(job)
+    run = ledger.unfinished(job, but=but)
     if run and run["purpose"] == "rollback":
         raise VecrunError(
             "A rollback of this job is not finished", f"run {run['run']} is {run['status']}", f"vecrun resume {job}"
@@ -219,7 +220,7 @@ def _new_points(written: dict[Place, int], steps: list[Step], *, discard: bool) 
     return found
 
 
-def _needed_by(job: str, steps: list[Step], states: StateDirectory) -> list[Notice]:
+def _needed_by(job: str, steps: list[Step], states: States) -> list[Notice]:
     """Collections that another applied job came from: without them it could not be rolled back any more."""
     dropped = {step.target for step in steps if isinstance(step, DropCollection | ClearCollection)}
     found = []

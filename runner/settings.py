@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from runner.errors import Diagnostic, InvalidFile, NotFound, register_secret
 from runner.spec import (
@@ -54,22 +54,41 @@ def duration_seconds(text: str) -> int:
 Duration = Annotated[str, AfterValidator(parse_duration), Field(examples=["30d", "12h"])]
 
 
-class Environment(SpecModel):
-    """Values that change between dev, staging and prod."""
-
-    variables: dict[str, Any] = Field({}, description="Variables for the templates of job files.")
-    connections: dict[str, dict[str, Any]] = Field({}, description="Connections replaced or added in this environment.")
-
-
 class StateSettings(SpecModel):
-    """Where the embedded default keeps its records."""
+    """Where vecrun keeps its records: files and SQLite on one host, PostgreSQL for a team."""
 
     directory: str = Field(
         "./state",
         description="State files, one JSON a job, and serving.json; in a folder of its own for each environment.",
     )
-    ledger: str = Field("", description="SQLAlchemy URL of the ledger; empty: SQLite beside the state files.")
+    database: str = Field(
+        "",
+        description="postgresql://… for a team: ledger and state documents live there, each environment in a schema of "
+        "its own. sqlite:///… is the ledger of one host. Empty: SQLite beside the state files.",
+    )
     retention: Duration = Field("30d", description="How long a run can be rolled back.")
+
+
+class Broker(SpecModel):
+    """The queue of a team's workers. With one, partitions are worked on by `vecrun worker` processes."""
+
+    url: str = Field(description="redis://… or rediss://…; unix:///path for a socket.")
+    namespace: str = Field("vecrun", pattern=r"^[A-Za-z0-9_-]{1,40}$", description="Prefix of the keys in Redis.")
+
+
+class Metrics(SpecModel):
+    """Figures for Prometheus, from `vecrun worker` and from an apply that works by itself."""
+
+    listen: str = Field("", description="HOST:PORT to serve them at; empty: nowhere.", examples=["127.0.0.1:9464"])
+
+
+class Environment(SpecModel):
+    """Values that change between dev, staging and prod."""
+
+    variables: dict[str, Any] = Field({}, description="Variables for the templates of job files.")
+    connections: dict[str, dict[str, Any]] = Field({}, description="Connections replaced or added in this environment.")
+    state: StateSettings | None = Field(None, description="Instead of the workspace's.")
+    broker: Broker | None = Field(None, description="Instead of the workspace's.")
 
 
 class Limits(SpecModel):
@@ -82,8 +101,49 @@ class Limits(SpecModel):
         0.5, gt=0, le=60, description="Seconds before the first retry; doubles each time, at most 30 s."
     )
     lease_seconds: int = Field(
-        60, ge=5, le=3600, description="A run whose process is silent for so long has lost its lock."
+        30, ge=5, le=3600, description="A run whose process is silent for so long has lost its lock."
     )
+    runs: int = Field(2, ge=1, le=64, description="Runs at work at once, in this environment; further ones wait.")
+    runs_per_source: int = Field(1, ge=1, le=16, description="Runs that may read one collection at once.")
+    wait: Duration = Field("10m", description="How long a run waits for a slot of `runs` before it is refused.")
+
+
+Happening = Literal["success", "failure", "paused", "cancelled"]
+
+
+class Notification(SpecModel):
+    """Who is told how a run ended or that it waits for an operator: a webhook, or any service Apprise knows."""
+
+    model_config = SpecModel.model_config | ConfigDict(
+        json_schema_extra={
+            "oneOf": [{"required": ["webhook"]}, {"required": ["apprise"]}],
+            "dependentRequired": {"secret": ["webhook"]},
+        }
+    )
+
+    on: tuple[Happening, ...] = Field(
+        ("success", "failure", "paused", "cancelled"), min_length=1, description="What is told; default: all four."
+    )
+    jobs: tuple[str, ...] = Field(("*",), min_length=1, description="Names or patterns of jobs; default: all.")
+    webhook: str | None = Field(
+        None, pattern=r"^(https?://|\$\{)", description="http(s) URL that gets the event as JSON by POST."
+    )
+    secret: str | None = Field(
+        None, description="Key of the webhook: X-Vecrun-Signature carries the HMAC-SHA256 of the body. A reference."
+    )
+    apprise: str | None = Field(
+        None,
+        pattern=r"^([A-Za-z][A-Za-z0-9+.-]*://|\$\{)",
+        description="URL of Apprise: mailto://, slack://, msteams://, …",
+    )
+
+    @model_validator(mode="after")
+    def _one_address(self) -> Notification:
+        if (self.webhook is None) == (self.apprise is None):
+            raise ValueError("give either webhook or apprise")
+        if self.secret is not None and self.webhook is None:
+            raise ValueError("secret belongs to a webhook")
+        return self
 
 
 class Workspace(SpecModel):
@@ -94,7 +154,10 @@ class Workspace(SpecModel):
     connections: dict[str, dict[str, Any]] = Field({}, description="name -> connection; `type` chooses the store.")
     environments: dict[str, Environment] = {}
     state: StateSettings = StateSettings()
+    broker: Broker | None = Field(None, description="Without one, runs work in their own process.")
     limits: Limits = Limits()
+    metrics: Metrics = Metrics()
+    notifications: tuple[Notification, ...] = Field((), description="Who is told when a run ends or is paused.")
 
 
 @dataclass(frozen=True)
@@ -107,14 +170,42 @@ class Settings:
     environment: str = ""
 
     @property
-    def state_directory(self) -> Path:
-        return (self.root / self.workspace.state.directory / quote(self.environment, safe="")).resolve()
+    def state(self) -> StateSettings:
+        """Where the records of the chosen environment are."""
+        return self._chosen("state") or self.workspace.state
 
     @property
-    def ledger_url(self) -> str:
-        given = resolve({"ledger": self.workspace.state.ledger}, self.document, ("state",), self.root)["ledger"]
+    def broker(self) -> Broker | None:
+        """The queue of the chosen environment, its URL resolved; None: runs work in their own process."""
+        chosen: Broker | None = self._chosen("broker") or self.workspace.broker
+        if chosen is None:
+            return None
+        url = resolve({"url": chosen.url}, self.document, ("broker",), self.root)["url"]
+        return chosen.model_copy(update={"url": url})
+
+    @property
+    def has_broker(self) -> bool:
+        """Whether partitions are worked on by `vecrun worker` processes."""
+        return (self._chosen("broker") or self.workspace.broker) is not None
+
+    def _chosen(self, key: str) -> Any:
+        return getattr(self.workspace.environments.get(self.environment), key, None)
+
+    @property
+    def state_directory(self) -> Path:
+        return (self.root / self.state.directory / quote(self.environment, safe="")).resolve()
+
+    @property
+    def records_url(self) -> str:
+        """The SQLAlchemy URL of the ledger."""
+        given = resolve({"database": self.state.database}, self.document, ("state",), self.root)["database"]
         url = given or f"sqlite:///{self.state_directory / 'ledger.db'}"
         return RELATIVE_SQLITE.sub(lambda found: f"{found[1]}{self.root}/", url, count=1)
+
+    @property
+    def records_schema(self) -> str:
+        """The schema in PostgreSQL: one for each environment, so that they never see each other's runs."""
+        return f"vecrun_{self.environment}"[:63] if self.environment else "vecrun"
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -225,7 +316,12 @@ def load(root: Path, environment: str = "", check_connection: Callable[[str], An
         raise NotFound(
             "No such environment", f"{environment!r} in {file}", suggest(environment, workspace.environments)
         )
-    return Settings(root, workspace, document, environment)
+    settings = Settings(root, workspace, document, environment)
+    if settings.has_broker and (not settings.state.database or settings.state.database.startswith("sqlite")):
+        message = "workers need a ledger that all of them reach; a SQLite file, which is the default, is for one host"
+        hint = "state: {database: postgresql://…}; or leave out the broker"
+        raise InvalidFile([document.diagnostic(("broker",), message, hint)])
+    return settings
 
 
 def _connections(data: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:

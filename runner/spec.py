@@ -312,7 +312,8 @@ def _diagnose(
             else:
                 message = f"{first['msg'][0].lower()}{first['msg'][1:]}"
                 hint = next((node["description"] for node in _nodes_at(schema, place) if "description" in node), "")
-            value = "(not shown)" if place and place[-1] in _SECRET_KEYS else first.get("input")
+            hidden = place and place[-1] in (*_SECRET_KEYS, *_ADDRESS_KEYS)
+            value = "(not shown)" if hidden else first.get("input")
             message += ", found " + (
                 "null" if value is None else repr(value) if isinstance(value, (str, int, float, bool))
                 else "a mapping" if isinstance(value, dict) else "a list"
@@ -398,6 +399,17 @@ def load_job(
 
 
 _SECRET_KEYS = ("api_key", "password", "token", "secret")
+#: Keys of notifications: their values can be secrets as a whole, so a wrong one is not shown either.
+_ADDRESS_KEYS = ("webhook", "apprise")
+#: Schemes of Apprise whose URL names a place and no key; all others carry one somewhere in it.
+KEYLESS = (
+    "dbus", "form", "forms", "gnome", "json", "jsons", "macosx", "mailto", "mailtos", "syslog", "windows", "xml", "xmls",
+)  # fmt: skip
+#: A part of a URL that no person made up: a UUID, or 16 letters and digits or more, mixed. Chat services put keys there.
+KEY_IN_URL = re.compile(
+    r"(?<![A-Za-z0-9])(?:[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}|(?=[A-Za-z]*\d)(?=\d*[A-Za-z])[A-Za-z0-9]{16,})"
+)
+_KEY_PARAMETER = re.compile(r"[?&](?:auth|code|key|pass|secret|sig|signature|[a-z_]*token)=", re.IGNORECASE)
 _URL_PASSWORD = re.compile(
     r"^[a-z][a-z0-9+.-]*://(?:[^/@:]*:([^/@]+)@|\S*[?&](?:password|token|api_key)=([^&\s]+))", re.IGNORECASE
 )
@@ -414,7 +426,7 @@ def literal_secrets(document: Document) -> list[Diagnostic]:
             continue
         value = str(value)
         password = _URL_PASSWORD.match(value)
-        literal = path[-1] in _SECRET_KEYS and not REFERENCE.search(value)
+        literal = (path[-1] in _SECRET_KEYS or _holds_key(path, value)) and not REFERENCE.search(value)
         if literal or (password and not REFERENCE.search(password.group(1) or password.group(2))):
             found.append(
                 document.diagnostic(
@@ -422,6 +434,16 @@ def literal_secrets(document: Document) -> list[Diagnostic]:
                 )
             )
     return found
+
+
+def _holds_key(path: tuple[str | int, ...], value: str) -> bool:
+    """Whether an address of a notification seems to have a key in it."""
+    if path[0] != "notifications" or path[-1] not in _ADDRESS_KEYS:
+        return False
+    scheme, colon, rest = value.partition("://")
+    if path[-1] == "apprise" and colon and scheme.lower() not in KEYLESS:
+        return True
+    return bool(KEY_IN_URL.search(rest.partition("/")[2]) or _KEY_PARAMETER.search(rest))
 
 
 def digest(value: Any) -> str:

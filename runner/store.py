@@ -43,6 +43,16 @@ class ConnectionConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     type: str
 
+    @property
+    def unshared(self) -> str:
+        """Why only one process at a time can open it; empty if several can."""
+        return ""
+
+    @property
+    def local(self) -> bool:
+        """Whether it lies in the file system of a host, so that another host would find something else there."""
+        return False
+
 
 @dataclass(frozen=True)
 class Capabilities:

@@ -14,7 +14,7 @@ from runner.errors import NotFound, Permanent, VecrunError
 from runner.plan import Place
 from runner.settings import Settings, resolve
 from runner.spec import Document, check_model, digest, suggest
-from runner.state import StateDirectory
+from runner.state import open_states
 from runner.store import ConnectionConfig, DryRunStore, ReadOnlyStore, Store
 from runner.stores import STORES, config_model, open_store
 
@@ -61,9 +61,17 @@ class World:
                 self._open[name] = Database(config)
             return cast("Database", self._open[name])
 
+    def unshared(self, name: str) -> str:
+        """Why only one process at a time can open what is behind a connection; empty if several can."""
+        return self._config(name).unshared
+
+    def local(self, name: str) -> bool:
+        """Whether a connection lies in the file system of a host."""
+        return self._config(name).local
+
     def serving(self) -> dict[str, Place]:
         """The workspace's serving pointers as they stand."""
-        return StateDirectory(self.settings.state_directory).serving().pointers
+        return open_states(self.settings).serving().pointers
 
     def digest(self, name: str) -> str:
         """Names what a connection points at; secrets are not resolved for it."""

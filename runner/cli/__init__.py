@@ -10,11 +10,11 @@ import traceback
 
 import click
 
-from runner.cli import jobs, records
+from runner.cli import jobs, notifications, records, workers
 from runner.cli.command import cli
 from runner.errors import redact
 
-__all__ = ["cli", "jobs", "main", "records"]
+__all__ = ["cli", "jobs", "main", "notifications", "records", "workers"]
 
 
 def main() -> None:

@@ -68,6 +68,20 @@ def options(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
+class Seconds(click.ParamType[float]):
+    """A duration such as 90s, 15m or 2h; given on as seconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> float:
+        from runner.settings import duration_seconds
+
+        try:
+            return float(duration_seconds(str(value)))
+        except ValueError as exc:
+            self.fail(str(exc), param, context)
+
+
 def fail(exc: VecrunError, *, as_json: bool = False, debug: bool = False) -> NoReturn:
     """Tell an expected error and leave with its exit code."""
     if as_json:

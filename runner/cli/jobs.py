@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from runner.cli.command import cli, fail, options, show, style
+from runner.cli.command import Seconds, cli, fail, options, show, style
 from runner.errors import NotFound, VecrunError, redact
 
 if TYPE_CHECKING:
@@ -111,16 +112,27 @@ def show_(context: Context, what: str, form: str, as_json: bool) -> None:
     _show_plan(made, "json" if as_json else form)
 
 
+def _starting(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What commands that begin or go on with a run have."""
+    command = click.option(
+        "--wait", type=Seconds(), metavar="DURATION",
+        help="Wait so long for a lock that somebody holds [default: 0s; for a slot: limits.wait].",
+    )(command)  # fmt: skip
+    return click.option("--detach", is_flag=True, help="Leave it to the workers and return.")(command)
+
+
 @cli.command()
 @click.argument("what", type=click.Path(path_type=Path), metavar="PLANFILE|JOB.yaml")
 @click.option("--auto-approve", is_flag=True, help="Do not ask.")
 @click.option("--dry-run", is_flag=True, help="Read and transform everything, write nothing.")
 @click.option("--sample", type=click.IntRange(1), help="With --dry-run: only about so many points of each collection.")
 @click.option("--unpin", is_flag=True, help="Apply again what was rolled back.")
+@_starting
 @options
 def apply(
-    context: Context, what: Path, auto_approve: bool, dry_run: bool, sample: int | None, unpin: bool, as_json: bool
-) -> None:
+    context: Context, what: Path, auto_approve: bool, dry_run: bool, sample: int | None, unpin: bool, detach: bool,
+    wait: float | None, as_json: bool,
+) -> None:  # fmt: skip
     """Carry out a saved plan, or plan a job, ask, and carry it out. Goes on with an unfinished run."""
     from runner import commands
     from runner import plan as plans
@@ -130,12 +142,13 @@ def apply(
     if sample is not None and not dry_run:
         raise click.UsageError("--sample belongs to --dry-run")
     if what.suffix == ".json":
-        _run(context, plans.read(what), as_json=as_json, dry_run=dry_run, sample=sample)
+        made = plans.read(what)
+        _run(context, made, as_json=as_json, dry_run=dry_run, sample=sample, detach=detach, wait=wait)
         return
     job = commands.load(context, what)
     if not dry_run and (row := commands.unfinished_of(context, job)):
         click.echo(f"Going on with run {row['run']} ({row['purpose']}, {row['status']}).", err=True)
-        _resume(context, job.name, as_json)
+        _resume(context, job.name, as_json, detach=detach, wait=wait)
         return
     made = commands.plan(context, what, unpin=unpin)
     if not as_json:
@@ -147,7 +160,7 @@ def apply(
     commands.refuse_blocked(made)
     if not dry_run:
         _approve(auto_approve, as_json)
-    _run(context, made, as_json=as_json, dry_run=dry_run, sample=sample)
+    _run(context, made, as_json=as_json, dry_run=dry_run, sample=sample, detach=detach, wait=wait)
 
 
 def _approve(auto: bool, as_json: bool) -> None:
@@ -163,25 +176,38 @@ def _approve(auto: bool, as_json: bool) -> None:
         raise VecrunError("Not applied", "the answer was not yes")
 
 
-def _run(context: Context, made: Plan, *, as_json: bool, dry_run: bool = False, sample: int | None = None) -> None:
+def _run(
+    context: Context, made: Plan, *, as_json: bool, dry_run: bool = False, sample: int | None = None,
+    detach: bool = False, wait: float | None = None,
+) -> None:  # fmt: skip
     from runner import commands
 
     display = Display(made, as_json)
     with stoppable() as stop:
         try:
-            done = commands.apply(context, made, dry_run=dry_run, sample=sample, progress=display, stop=stop, say=say)
+            done = commands.apply(
+                context,
+                made,
+                dry_run=dry_run,
+                sample=sample,
+                detach=detach,
+                wait=wait,
+                progress=display,
+                stop=stop,
+                say=say,
+            )
         finally:
             display.stop()
     _show_outcome(done, as_json)
 
 
-def _resume(context: Context, job: str, as_json: bool) -> None:
+def _resume(context: Context, job: str, as_json: bool, *, detach: bool = False, wait: float | None = None) -> None:
     from runner import commands
 
     display = Display(commands.status(context, job).plan, as_json)
     with stoppable() as stop:
         try:
-            done = commands.resume(context, job, progress=display, stop=stop, say=say)
+            done = commands.resume(context, job, detach=detach, wait=wait, progress=display, stop=stop, say=say)
         finally:
             display.stop()
     _show_outcome(done, as_json)
@@ -198,10 +224,11 @@ def _show_outcome(done: Any, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("job")
+@_starting
 @options
-def resume(context: Context, job: str, as_json: bool) -> None:
+def resume(context: Context, job: str, detach: bool, wait: float | None, as_json: bool) -> None:
     """Go on with the unfinished run of a job."""
-    _resume(context, job, as_json)
+    _resume(context, job, as_json, detach=detach, wait=wait)
 
 
 @cli.command()
@@ -226,10 +253,12 @@ def verify(context: Context, job: str, mode: str | None, sample: int | None, as_
 @click.option("--auto-approve", is_flag=True, help="Do not ask.")
 @click.option("--dry-run", is_flag=True, help="Only show what it would do.")
 @click.option("--discard-new-points", is_flag=True, help="Also when points were written to the target since.")
+@_starting
 @options
 def rollback(
-    context: Context, job: str, auto_approve: bool, dry_run: bool, discard_new_points: bool, as_json: bool
-) -> None:
+    context: Context, job: str, auto_approve: bool, dry_run: bool, discard_new_points: bool, detach: bool,
+    wait: float | None, as_json: bool,
+) -> None:  # fmt: skip
     """Undo the newest run of a job: shown first, then asked, then applied like any plan."""
     from runner import commands
 
@@ -240,7 +269,7 @@ def rollback(
         return
     commands.refuse_blocked(made)
     _approve(auto_approve, as_json)
-    _run(context, made, as_json=as_json)
+    _run(context, made, as_json=as_json, detach=detach, wait=wait)
 
 
 @cli.command()

@@ -21,28 +21,31 @@ if TYPE_CHECKING:
 def _controls(wish: str, doc: str) -> None:
     @cli.command(wish, help=doc)
     @click.argument("job", metavar="JOB|RUN")
+    @click.option("--no-wait", is_flag=True, help="Only ask; do not wait until it has stopped.")
     @options
-    def command(context: Context, job: str, as_json: bool) -> None:
+    def command(context: Context, job: str, no_wait: bool, as_json: bool) -> None:
         from runner import commands
         from runner.report import to_json
 
         run = commands.control(context, job, wish)
+        stopped = no_wait or commands.stopped(context, run)
+        row = commands.status(context, run).run
+        left = commands.left_behind(context, run) if wish == "cancel" else []
         if as_json:
-            click.echo(to_json("control", {"run": run, "asked": wish}))
+            click.echo(to_json("control", {"run": run, "asked": wish, "status": row["status"], "left_behind": left}))
             return
-        status = commands.status(context, run)
-        show(
-            f"Asked run {run} to {wish}."
-            if status.run["status"] == "running"
-            else f"Run {run} is {status.run['status']}."
-        )
-        if wish == "cancel":
-            from runner.plan import CreateCollection
-
-            left = [str(step.target) for step in status.plan.steps if isinstance(step, CreateCollection)]
-            if left:
-                show(f"The source is untouched. Left behind, as far as the run came: {', '.join(left)}")
-        show(f"Go on: vecrun resume {status.run['job']}. Undo: vecrun rollback {status.run['job']}")
+        if no_wait or not stopped:
+            show(
+                f"Asked run {run} to {wish}; it looks between batches."
+                + ("" if no_wait else " It has not stopped yet.")
+            )
+        else:
+            show(f"Run {run} is {row['status']}.")
+        if left:
+            show("Left behind:")
+            for line in left:
+                show(f"  {line}")
+        show(f"Go on: vecrun resume {row['job']}. Undo: vecrun rollback {row['job']}")
 
 
 _controls("pause", "Ask a run to stop after its batch; it can be resumed.")
@@ -78,7 +81,7 @@ def status(context: Context, job: str | None, watch: bool, as_json: bool) -> Non
             click.echo(to_json("status", body))
         else:
             show(text.status(found))
-        if not watch or found.run["status"] != "running":
+        if not watch or found.run["status"] not in ("pending", "running"):
             return
         time.sleep(1)
 
@@ -110,7 +113,7 @@ def logs(context: Context, run: str, follow: bool, as_json: bool) -> None:
         return
     last = 0
     while True:
-        ended = not follow or commands.status(context, run).run["status"] != "running"
+        ended = not follow or commands.status(context, run).run["status"] not in ("pending", "running")
         for line in commands.logs(context, run, last):
             last = line["id"]
             if as_json:

@@ -13,10 +13,11 @@ _VERBS = {
     "context": ("Context", "load", "open_context"),
     "validation": ("Validation", "validate"),
     "planning": ("plan", "plan_rollback"),
-    "application": ("Outcome", "apply", "refuse_blocked", "resume", "unfinished_of"),
+    "application": ("Outcome", "apply", "left_behind", "refuse_blocked", "resume", "unfinished_of"),
     "comparison": ("Verified", "drift", "verify"),
-    "history": ("RunStatus", "control", "logs", "runs", "status"),
-    "operation": ("ConnectionTest", "locks", "release_lock", "state", "check_connections"),
+    "history": ("RunStatus", "control", "logs", "runs", "status", "stopped"),
+    "working": ("crew", "queued", "require_broker", "work"),
+    "operation": ("ConnectionTest", "locks", "release_lock", "state", "check_connections", "check_notifications"),
 }
 _MODULE_OF = {name: module for module, names in _VERBS.items() for name in names}
 

@@ -14,8 +14,9 @@ from runner.commands.context import Context, job_of
 from runner.errors import Interrupted, NotFound, PlanRefused, VerificationFailed
 from runner.executor import Run
 from runner.executor.verify import copied_by
-from runner.ledger import UNLIMITED, Ledger
+from runner.ledger import UNLIMITED
 from runner.plan import VerifyPoints, loads
+from runner.sweeper import Sweeper
 from runner.world import World
 
 
@@ -52,13 +53,13 @@ def verify(
                     "Put the connection back as it was, or choose the environment of the run with --env",
                 )
             for step in steps:
-                with Ledger.temporary() as private:  # progress of this comparison: gone afterwards
+                with Sweeper.temporary() as private:  # progress of this comparison: gone afterwards
                     lease = private.acquire(["verify"], "verify", UNLIMITED)
                     one = plan.model_copy(update={"steps": (step,)})
                     private.start_run(lease, one, one.dumps())
                     run = Run(
                         "verify", one, private, lease, world, context.states, context.settings.workspace.limits,
-                        stop or threading.Event(), copied=copied,
+                        stop or threading.Event(), copied=copied, hands=context.settings.workspace.limits.workers,
                     )  # fmt: skip
                     try:
                         Embedded(run, progress or no_progress).execute()

@@ -13,11 +13,12 @@ from runner.kinds import spec_models
 from runner.settings import Settings, find_root
 from runner.settings import load as load_settings
 from runner.spec import Job, load_job, suggest
-from runner.state import StateDirectory
+from runner.state import States, open_states
 from runner.world import connection_model
 
 if TYPE_CHECKING:
     from runner.ledger import Ledger
+    from runner.sweeper import Sweeper
 
 
 @dataclass(frozen=True)
@@ -28,20 +29,20 @@ class Context:
     variables: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def states(self) -> StateDirectory:
-        return StateDirectory(self.settings.state_directory)
+    def states(self) -> States:
+        return open_states(self.settings)
 
     @contextmanager
-    def ledger(self, *, reading: bool = False) -> Iterator[Ledger]:
+    def ledger(self, *, reading: bool = False) -> Iterator[Sweeper]:
         """The ledger, open for one verb. A verb that only reads does not make one where there is none yet."""
-        from runner.ledger import Ledger
+        from runner.sweeper import Sweeper
 
-        url = self.settings.ledger_url
+        url = self.settings.records_url
         if reading and url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():
-            with Ledger.temporary() as ledger:
+            with Sweeper.temporary() as ledger:
                 yield ledger
             return
-        ledger = Ledger(url)
+        ledger = Sweeper(url, self.settings.records_schema)
         try:
             yield ledger
         finally:

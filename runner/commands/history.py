@@ -65,11 +65,18 @@ def control(context: Context, name: str, wish: str) -> str:
     """Ask a running run to pause or cancel. Returns the run. An unfinished run nobody works on is marked at once."""
     with context.ledger(reading=True) as ledger:
         row = find_run(context, ledger, name)
-        if row["status"] in ("completed", "rolled_back"):
-            raise VecrunError("The run has ended", f"run {row['run']} is {row['status']}", "vecrun runs")
-        held = {item["run"] for item in ledger.holders() if item["expires"] > time.time()}
-        if row["run"] in held:
-            ledger.ask(row["run"], wish)
-        else:
-            ledger.mark_run(row["run"], status="cancelled" if wish == "cancel" else "paused")
+        if not ledger.ask(row["run"], wish, "cancelled" if wish == "cancel" else "paused"):
+            ended = ledger.run(row["run"])["status"]
+            raise VecrunError("The run has ended", f"run {row['run']} is {ended}", "vecrun runs")
         return str(row["run"])
+
+
+def stopped(context: Context, run: str, seconds: float = 60.0) -> bool:
+    """Wait until a run that was asked to stop has done so. False when it has not within `seconds`."""
+    deadline = time.monotonic() + seconds
+    with context.ledger(reading=True) as ledger:
+        while ledger.run(run)["status"] in ("pending", "running"):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.2)
+        return True

@@ -9,6 +9,8 @@ from typing import Any
 
 from runner.commands.context import Context
 from runner.errors import NotFound, VecrunError
+from runner.notify import Delivery, Event, deliver
+from runner.settings import Happening
 from runner.state import State
 from runner.store import Health
 from runner.world import World
@@ -73,3 +75,13 @@ def state(context: Context, job: str) -> State:
     if job not in context.states.jobs():
         raise NotFound("No state", f"job {job}", "vecrun state list")
     return context.states.load(job)
+
+
+def check_notifications(context: Context, event: Happening = "success") -> list[Delivery]:
+    """Send a test event to every entry of `notifications`, whatever it asks for. NotFound when there is none."""
+    settings = context.settings
+    if not settings.workspace.notifications:
+        raise NotFound(
+            "Nobody is to be told", f"{settings.document.file} has no notifications", "docs/howto/observe.md shows how"
+        )
+    return deliver(settings, Event.sample(event, settings.environment))

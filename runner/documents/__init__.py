@@ -20,3 +20,7 @@ class SqlConfig(ConnectionConfig):
         description="SQLAlchemy URL.",
         examples=["sqlite:///./app.db", "postgresql://app:${env:APP_DB_PASSWORD}@db.internal/app"],
     )
+
+    @property
+    def local(self) -> bool:
+        return self.url.startswith("sqlite")

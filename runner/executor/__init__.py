@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +14,6 @@ from runner import crash
 from runner.documents import chunks as chunk_tables
 from runner.errors import Permanent, VerificationFailed
 from runner.executor import copy, verify
-from runner.ledger import Ledger
 from runner.lock import Keeper, Lease
 from runner.plan import (
     ClearCollection,
@@ -34,8 +32,9 @@ from runner.plan import (
 from runner.points import KeyRange
 from runner.settings import Limits
 from runner.spec import digest
-from runner.state import StateDirectory
+from runner.state import Serving, States
 from runner.store import Store
+from runner.sweeper import Sweeper
 from runner.world import World
 
 #: Seconds of work after which a partition checkpoints and puts itself back in the queue.
@@ -48,16 +47,20 @@ class Run:
 
     run: str
     plan: Plan
-    ledger: Ledger
+    ledger: Sweeper
     lease: Lease
     world: World
-    states: StateDirectory
+    states: States
     limits: Limits
     stop: threading.Event = field(default_factory=threading.Event)
     say: Callable[[str], None] = lambda _message: None
     sample: int | None = None  # a dry run may read only about so many points of each collection
     copied: dict[Place, int] = field(default_factory=dict)  # for a verification later: what the run it is about wrote
-    keeper: Keeper | None = None  # renews the lease meanwhile; None for a ledger that nobody else can open
+    keeper: Keeper | None = (
+        None  # renews the lease meanwhile; None for a ledger that nobody else can open, and in a worker
+    )
+    worker: str = ""  # the process that works on partitions, as the ledger names it
+    hands: int = 1  # partitions that can be worked on at once, by all processes together
 
     @property
     def dry(self) -> bool:
@@ -82,9 +85,9 @@ def cut(run: Run, number: int) -> None:
     if run.dry and isinstance(step, VerifyPoints):
         ranges = []  # there is nothing to compare with
     elif isinstance(step, CopyPoints):
-        ranges = copy.ranges(step, source, run.limits, run.sample)
+        ranges = copy.ranges(step, source, run.hands, run.sample)
     else:
-        ranges = verify.ranges(step, source, run.limits)
+        ranges = verify.ranges(step, source, run.hands)
     run.ledger.cut(run.lease, number, ranges, fingerprint(ranges))
     crash.point(step.type, "cut")
 
@@ -118,6 +121,12 @@ def finish(run: Run, number: int) -> dict[str, Any]:
                 + run.plan.job,
             )
     return result
+
+
+def again(run: Run, number: int, result: dict[str, Any]) -> bool:
+    """Whether a step that went through its partitions has to go through them once more."""
+    del run, number, result
+    return False
 
 
 def do(run: Run, number: int) -> dict[str, Any]:
@@ -197,11 +206,13 @@ def _refuse_moved(run: Run, step: SwitchAlias | SetServing, name: str, at: objec
 def _set_serving(run: Run, step: SetServing) -> dict[str, Any]:
     if run.dry:
         return {}
-    with run.ledger.guarded(run.lease):  # runs of other jobs set pointers in the same document
-        serving = run.states.serving()
+
+    def change(serving: Serving) -> Serving:
         _refuse_moved(run, step, f"serving pointer {step.name}", serving.pointers.get(step.name))
         pointers = {key: value for key, value in serving.pointers.items() if key != step.name}
         if step.after is not None:
             pointers[step.name] = step.after
-        run.states.save_serving(serving.model_copy(update={"pointers": pointers}), nullcontext())
+        return serving.model_copy(update={"pointers": pointers})
+
+    run.states.change_serving(change, run.ledger.guarded(run.lease))
     return {}

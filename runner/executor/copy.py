@@ -12,17 +12,16 @@ from runner.executor.slices import Done, Task
 from runner.ledger import Partition
 from runner.plan import ClearCollection, CopyPoints
 from runner.points import KeyRange
-from runner.settings import Limits
 from runner.store import Store
 
 if TYPE_CHECKING:
     from runner.executor import Run
 
 
-def ranges(step: CopyPoints, source: Store, limits: Limits, sample: int | None) -> list[KeyRange]:
+def ranges(step: CopyPoints, source: Store, hands: int, sample: int | None) -> list[KeyRange]:
     """The partition table of a copy: enough parts for all workers, where more than one is faster."""
     several = source.capabilities().parallel and step.points > 4 * step.batch_size
-    return slices.ranges(source, step.source, step.points, limits.workers if several else 1, sample)
+    return slices.ranges(source, step.source, step.points, hands if several else 1, sample)
 
 
 def work(run: Run, number: int, step: CopyPoints, part: int, seconds: float) -> bool:
@@ -35,7 +34,8 @@ def work(run: Run, number: int, step: CopyPoints, part: int, seconds: float) -> 
         if len(item.batch):
             pace.write(item.batch, lambda batch: target.upsert(step.target.collection, batch), run.limits, run.stop)
         crash.point(step.type, "after_write")
-        return Done(len(item.batch), mapped=item.mapped)
+        retries, pace.retries = pace.retries, 0
+        return Done(len(item.batch), mapped=item.mapped, retries=retries)
 
     def task_of(partition: Partition, parts: int) -> Task:
         limit = math.ceil(run.sample / parts) if run.sample is not None else None

@@ -38,8 +38,11 @@ class Moved:
     mapped: list[tuple[PointId, PointId]]
 
 
-def retried(action: Callable[[], Result], limits: Limits, stop: threading.Event) -> Result:
-    """Try again after Transient errors, with doubling pauses. TooLarge is left to the caller, who can write less."""
+def retried(
+    action: Callable[[], Result], limits: Limits, stop: threading.Event, told: Callable[[], None] | None = None
+) -> Result:
+    """Try again after Transient errors, with doubling pauses; `told` is called each time. TooLarge is left to the
+    caller, who can write less."""
     delay = limits.retry_delay
     for attempt in range(limits.retries + 1):
         try:
@@ -49,6 +52,8 @@ def retried(action: Callable[[], Result], limits: Limits, stop: threading.Event)
         except Transient:
             if attempt == limits.retries or stop.wait(delay):
                 raise
+            if told is not None:
+                told()
             delay = min(delay * 2, MAX_DELAY)
     raise AssertionError("unreachable")
 
@@ -138,6 +143,10 @@ class Pace:
 
     def __init__(self, most: int) -> None:
         self.most, self.size, self._calm = max(1, most), max(1, most), 0
+        self.retries = 0  # after transient errors
+
+    def _told(self) -> None:
+        self.retries += 1
 
     def write(
         self, batch: PointBatch, upsert: Callable[[PointBatch], None], limits: Limits, stop: threading.Event
@@ -148,7 +157,7 @@ class Pace:
             size = self.size
             part = batch if size >= len(batch) else batch.slice(start, min(start + size, len(batch)))
             try:
-                retried(lambda part=part: upsert(part), limits, stop)  # type: ignore[misc]
+                retried(lambda part=part: upsert(part), limits, stop, self._told)  # type: ignore[misc]
             except TooLarge:
                 if size > 1:
                     self.size, self._calm = max(1, min(size, len(part)) // 2), 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from runner import crash
@@ -17,6 +17,7 @@ from runner.executor.flow import Moved, Reader, read_ahead
 from runner.ledger import Partition
 from runner.plan import Place
 from runner.points import KeyRange, PointId
+from runner.records import LedgerGone
 from runner.store import Store
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class Done:
     compared: int | None = None  # counted as read instead of what was read: a filter leaves some out
     mapped: Sequence[tuple[PointId, PointId]] = ()
     found: Sequence[tuple[PointId, str]] = ()
+    retries: int = 0  # tries after transient errors
 
 
 @dataclass(frozen=True)
@@ -62,33 +64,36 @@ class Task:
 
 def work(run: Run, number: int, part: int, seconds: float, task_of: Callable[[Partition, int], Task]) -> bool:
     """Work for at most `seconds`. True when the partition is done or set aside; `task_of(partition, parts)` begins it."""
-    partition = run.ledger.take(run.lease, number, part)
+    partition = run.ledger.take(run.lease, number, part, run.worker)
     if partition is None:
         return True
     if partition.deliveries >= MAX_DELIVERIES:
         reason = f": {partition.error}" if partition.error else ""
-        _set_aside(run, number, part, f"set aside after {partition.deliveries} deliveries without progress{reason}")
+        text = f"set aside after {partition.deliveries} deliveries without progress{reason}"
+        _set_aside(run, number, partition, text)
         return True
     parts = len(run.ledger.partitions_of(run.run, number))
     try:
         return _work(run, number, partition, seconds, task_of(partition, parts))
-    except LeaseLost:
+    except (LeaseLost, LedgerGone):
         raise
     except Transient as exc:
-        _set_aside(run, number, part, str(exc))
+        if run.stop.is_set():  # it was handed back; whoever goes on tries again
+            return False
+        _set_aside(run, number, partition, str(exc))
         return True
     except VecrunError as exc:
-        run.ledger.fail_partition(run.lease, number, part, str(exc), "failed")
+        run.ledger.fail_partition(run.lease, number, partition, str(exc))
         raise
 
 
-def _set_aside(run: Run, number: int, part: int, text: str) -> None:
-    run.ledger.fail_partition(run.lease, number, part, text, "failed")
-    run.ledger.write_log(run.run, "error", f"partition {part} of step {number}: {text}")
+def _set_aside(run: Run, number: int, partition: Partition, text: str) -> None:
+    run.ledger.fail_partition(run.lease, number, partition, text)
+    run.ledger.write_log(run.run, "error", f"partition {partition.part} of step {number + 1}: {text}")
 
 
 def _work(run: Run, number: int, partition: Partition, seconds: float, task: Task) -> bool:
-    read, done, cursor = partition.read, partition.done, partition.cursor
+    now = partition
     mapped: list[tuple[PointId, PointId]] = []
     found: list[tuple[PointId, str]] = []
     last, whole = time.monotonic(), True
@@ -96,14 +101,16 @@ def _work(run: Run, number: int, partition: Partition, seconds: float, task: Tas
     def checkpoint(status: str) -> None:
         nonlocal last
         crash.point(task.step, "before_checkpoint")
-        run.ledger.checkpoint(
-            run.lease, number, partition.part, cursor=cursor, read=read, done=done, status=status, mapped=mapped,
-            collection=task.collection, found=found[:MAX_FINDINGS],
+        go_on = run.ledger.checkpoint(
+            run.lease, number, replace(now, status=status), mapped=mapped, collection=task.collection,
+            found=found[:MAX_FINDINGS],
         )  # fmt: skip
         crash.point(task.step, "after_checkpoint")
         mapped.clear()
         found.clear()
         last = time.monotonic()
+        if not go_on:
+            run.stop.set()
 
     try:
         for item in read_ahead(task.reader, run.limits, run.stop, seconds):
@@ -111,16 +118,18 @@ def _work(run: Run, number: int, partition: Partition, seconds: float, task: Tas
                 whole = False
                 break
             result = task.act(item)
-            read += item.read if result.compared is None else result.compared
-            done, cursor = done + result.points, item.last
+            now = replace(
+                now, cursor=item.last, read=now.read + (item.read if result.compared is None else result.compared),
+                done=now.done + result.points, batches=now.batches + 1, retries=now.retries + result.retries,
+            )  # fmt: skip
             mapped += result.mapped
             found += result.found
             if time.monotonic() - last > CHECKPOINT_SECONDS:
                 checkpoint("running")
-    except LeaseLost:
+    except (LeaseLost, LedgerGone):
         raise
-    except VecrunError:
-        checkpoint("running")  # what was done before the error is durable
+    except VecrunError as exc:  # what was done before the error is durable
+        checkpoint("pending" if isinstance(exc, Transient) and run.stop.is_set() else "running")
         raise
-    checkpoint("done" if whole else "running")
+    checkpoint("done" if whole else "pending")
     return whole

@@ -28,7 +28,6 @@ from runner.points import (
     VectorField,
     json_dumps,
 )
-from runner.settings import Limits
 from runner.store import Capabilities, Store
 
 if TYPE_CHECKING:
@@ -41,12 +40,12 @@ DIRECTION_TOLERANCE = 2e-6
 HALF_TOLERANCE = 1e-3
 
 
-def ranges(step: VerifyPoints, source: Store, limits: Limits) -> list[KeyRange]:
+def ranges(step: VerifyPoints, source: Store, hands: int) -> list[KeyRange]:
     """Parts to read: none for counts, a few places for a sample, all for a full comparison."""
     if step.mode == "count":
         return []
     sample = step.sample if step.mode == "sample" else None
-    return slices.ranges(source, step.source, step.points, limits.workers if step.points > 10_000 else 1, sample)
+    return slices.ranges(source, step.source, step.points, hands if step.points > 10_000 else 1, sample)
 
 
 def work(run: Run, number: int, step: VerifyPoints, part: int, seconds: float) -> bool:

@@ -71,6 +71,11 @@ def plan(value: Plan, style: Style = plain) -> str:
 
 def outcome(value: Outcome) -> str:
     """How a run ended."""
+    if value.status == "pending":
+        return (
+            f"{value.job}: run {value.run} waits for a worker.\n"
+            f"  look at it: vecrun status {value.job} --watch · vecrun logs {value.job} -f · stop it: vecrun pause {value.job}"
+        )
     if not value.steps:
         return f"{value.job}: nothing to do."
     kind = "dry run" if value.dry else "rollback" if value.purpose == "rollback" else "apply"

@@ -32,3 +32,7 @@ class MilvusConfig(ConnectionConfig):
         "stays loaded; without this, reading such a collection is an error. Milvus Lite always loads.",
         examples=[True],
     )
+
+    @property
+    def unshared(self) -> str:
+        return "" if "://" in self.uri else "a Milvus Lite directory is opened by one process at a time"

@@ -42,6 +42,10 @@ class QdrantConfig(ConnectionConfig):
         return self
 
     @property
+    def unshared(self) -> str:
+        return "" if self.path is None else "a folder of Qdrant's local mode is opened by one process at a time"
+
+    @property
     def place(self) -> str:
         """Where it is, without user and password."""
         if self.path is not None:
