@@ -11,20 +11,27 @@ import argparse
 import sys
 from pathlib import Path
 
-from bench import memory, pairs
+from bench import memory, pairs, workers
+
+#: Beside the pairs: memory of a large copy; 1, 2 and 4 workers against one process; many small points through workers.
+OTHERS = ("memory", "workers", "small")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("pairs", nargs="*", choices=[*pairs.PAIRS, "memory", []], help="only these [default: all]")
+    parser.add_argument("pairs", nargs="*", choices=[*pairs.PAIRS, *OTHERS, []], help="only these [default: all]")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the usual number of points")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each pair; the median ratio is printed")
     arguments = parser.parse_args()
-    wanted = arguments.pairs or [*pairs.PAIRS, "memory"]
+    wanted = arguments.pairs or [*pairs.PAIRS, *OTHERS]
     folder = Path(".bench").resolve()
-    pairs.run([name for name in wanted if name != "memory"], folder, arguments.scale, arguments.rounds)
+    pairs.run([name for name in wanted if name not in OTHERS], folder, arguments.scale, arguments.rounds)
     if "memory" in wanted:
         memory.run(folder, arguments.scale)
+    if "workers" in wanted:
+        workers.scaling(folder, arguments.scale, arguments.rounds)
+    if "small" in wanted:
+        workers.small(folder, arguments.scale)
     return 0
 
 

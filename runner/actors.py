@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import dramatiq
 from dramatiq.brokers.stub import StubBroker
@@ -29,11 +29,13 @@ from runner.errors import (
     Interrupted,
     ItemsFailed,
     LeaseLost,
+    Transient,
     VecrunError,
     VerificationFailed,
     restored,
 )
 from runner.executor import Run
+from runner.executor.flow import retried
 from runner.ledger import Partition
 from runner.plan import Step
 from runner.records import LedgerGone
@@ -50,6 +52,7 @@ QUEUE = "vecrun"
 
 #: Called with (step number, step, its partitions) at each look: progress for a display.
 Progress = Callable[[int, Step, list[Partition]], None]
+Result = TypeVar("Result")
 
 
 class Coordinator(ABC):
@@ -91,13 +94,13 @@ class Coordinator(ABC):
         ledger.set_step(lease, number, "running")
         crash.point(step.type, "before")
         while executor.is_partitioned(step):
-            executor.cut(self.run, number)
+            self._patiently(executor.cut, number)
             ledger.reopen(lease, number)
             for part in ledger.partitions_of(self.run.run, number):
                 if part.status == "pending":
                     self._send(number, part.part)
             self._wait(number, step)
-            result = executor.finish(self.run, number)
+            result = self._patiently(executor.finish, number)
             if not executor.again(self.run, number, result):
                 break
             ledger.restart_step(lease, number, result)
@@ -105,7 +108,7 @@ class Coordinator(ABC):
         else:
             self.progress(number, step, [])
             try:
-                result = executor.do(self.run, number)
+                result = self._patiently(executor.do, number)
             except executor.NotOurs:
                 ledger.set_step(lease, number, "pending")
                 raise
@@ -113,6 +116,14 @@ class Coordinator(ABC):
         ledger.set_step(lease, number, "done", result)
         crash.point(step.type, "recorded")
         self._log(number, step, result)
+
+    def _patiently(self, action: Callable[[Run, int], Result], number: int) -> Result:
+        """What may be repeated as a whole: a store that is being restarted is waited for."""
+        try:
+            return retried(lambda: action(self.run, number), self.run.limits, self.run.stop)
+        except Transient:
+            self._check()  # if it was not waited for because this process is to stop, that is the reason
+            raise
 
     def _log(self, number: int, step: Step, result: Any) -> None:
         counts = {key: value for key, value in (result or {}).items() if isinstance(value, int | str)}
@@ -229,8 +240,7 @@ class Distributed(Coordinator):
             self.broker.close()
 
     def _send(self, step: int, part: int) -> None:
-        with suppress(BrokerConnectionError):  # the sweepers send it again
-            self.actor.send(self.run.run, step, part, self.run.lease.token)
+        _hand_over(self.actor, Message(self.run.run, step, part, self.run.lease.token))
 
     def _check(self) -> None:
         if self.hand_over and self.run.stop.is_set() and (self.run.keeper is None or self.run.keeper.error is None):
@@ -244,9 +254,11 @@ class Distributed(Coordinator):
 
     def _drain(self) -> None:
         ledger = self.run.ledger
+        if self.run.keeper is not None and self.run.keeper.error is not None:
+            return  # whoever takes the run over goes on with its workers
         with suppress(VecrunError):
             if ledger.wish(self.run.run)[0] is None:
-                ledger.ask(self.run.run, "pause", "paused")
+                ledger.set_run(self.run.lease, control="pause")
             deadline = time.monotonic() + DRAIN_SECONDS
             while time.monotonic() < deadline and ledger.at_work(self.run.run):
                 time.sleep(self.poll)
@@ -313,7 +325,8 @@ class Worker:
             opened = self._opened(run, token)
             if opened is None or opened.stop.is_set():
                 return
-            finished = executor.work(opened, step, part)
+            with logs.bound(job=opened.plan.job):
+                finished = executor.work(opened, step, part)
         except LeaseLost as exc:
             logs.log().info("given up", reason=str(exc))
         except LedgerGone as exc:  # what this thread held is freed by the sweep, once the ledger answers
@@ -349,8 +362,7 @@ class Worker:
 
     def _send(self, messages: list[Message]) -> None:
         for item in messages:
-            with suppress(BrokerConnectionError):
-                self._actor.send(item.run, item.step, item.part, item.token)
+            _hand_over(self._actor, item)
 
     def _look_after(self) -> None:
         """What is done every few seconds. A ledger that does not answer is no reason to end."""
@@ -358,7 +370,10 @@ class Worker:
             busy = {claim for claim, count in self._busy.items() if count}
             self._busy = Counter({claim: count for claim, count in self._busy.items() if count})
         try:
+            began = time.monotonic()
             self.ledger.beat(self.name, self.threads, len(busy))
+            if time.monotonic() - began > BEAT_SECONDS:  # the ledger was away: others have to give a sign first, too
+                return
             self._send(self.ledger.sweep(self.name, busy, idle=self._queued() == 0))
             for run in self.ledger.orphans():
                 thread = self._runs.get(run)
@@ -423,6 +438,16 @@ def _length(broker: Any) -> Callable[[], int | None]:
 
 def _declare(broker: Any, function: Callable[..., None]) -> Any:
     return dramatiq.actor(broker=broker, queue_name=QUEUE, actor_name="work_partition")(function)
+
+
+def _hand_over(actor: Any, message: Message) -> None:
+    """Put a message into the queue. While Redis does not answer that is not an error: the sweepers send it again."""
+    from redis.exceptions import RedisError
+
+    try:
+        actor.send(message.run, message.step, message.part, message.token)
+    except (BrokerConnectionError, RedisError, OSError) as exc:  # dramatiq translates some of them only
+        logs.log().warning("queue does not answer", reason=str(exc))
 
 
 def _elsewhere(*message: object) -> None:

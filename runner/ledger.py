@@ -18,7 +18,7 @@ import sqlalchemy as sa
 
 from runner import logs
 from runner.errors import ClaimLost, NotFound, VecrunError, redact
-from runner.lock import Lease, Leases, now, owner
+from runner.lock import Lease, Leases, dead, now, owner
 from runner.points import KeyRange, PointId
 from runner.records import again
 from runner.tables import findings, id_map, leases, log, partitions, runs, steps
@@ -45,6 +45,7 @@ class Partition:
     retries: int = 0
     worker: str | None = None
     claim: int = 0
+    notes: dict[str, Any] | None = None  # what its step keeps besides
 
 
 class Ledger(Leases):
@@ -108,8 +109,9 @@ class Ledger(Leases):
         with self.writing() as connection:
             if self.on_server:  # nobody begins to work on it in between
                 connection.exec_driver_sql("LOCK TABLE leases IN EXCLUSIVE MODE")
-            alive = (leases.c.run == run, leases.c.expires > self.clock(connection))
-            held = connection.execute(sa.select(leases.c.name).where(*alive)).first()
+            unexpired = (leases.c.run == run, leases.c.expires > self.clock(connection))
+            rows = connection.execute(sa.select(leases).where(*unexpired)).mappings().all()
+            held = any(not dead(row) for row in rows)
             values = {"control": wish} if held else {"status": status, "control": None}
             found = connection.execute(
                 runs.update().where(runs.c.run == run, runs.c.status.not_in(FINAL)).values(**values)
@@ -191,8 +193,11 @@ class Ledger(Leases):
             return [dict(row) | {"result": json.loads(row["result"]) if row["result"] else None} for row in rows]
 
     @again
-    def cut(self, lease: Lease, step: int, ranges: Sequence[KeyRange], fingerprint: str) -> None:
-        """Store the immutable table of partitions, before the first write. A step is cut once: later calls do nothing."""
+    def cut(self, lease: Lease, step: int, ranges: Sequence[KeyRange], fingerprint: str, *, claim: int = 0) -> None:
+        """Store the immutable table of partitions, before the first write. A step is cut once: later calls do nothing.
+
+        `claim`: where claims begin; above those of an earlier pass, whose late workers must not write into this one.
+        """
         with self.guarded(lease) as connection:
             held = connection.execute(
                 sa.select(steps.c.fingerprint).where(steps.c.run == lease.run, steps.c.step == step)
@@ -212,6 +217,7 @@ class Ledger(Leases):
                     "read": 0,
                     "done": 0,
                     "deliveries": 0,
+                    "claim": claim,
                 }
                 for n, keys in enumerate(ranges)
             ]
@@ -252,7 +258,7 @@ class Ledger(Leases):
             self._claimed(
                 connection, lease, step, partition,
                 read=partition.read, done=partition.done, batches=partition.batches, retries=partition.retries,
-                status=partition.status, error=None,
+                status=partition.status, error=None, notes=json.dumps(partition.notes) if partition.notes else None,
                 **({"cursor": json.dumps(partition.cursor)} if partition.cursor is not None else {}),
                 # only deliveries that end without a checkpoint count: those that killed their worker
                 **({"deliveries": 0} if partition.status != "done" else {}),
@@ -347,6 +353,36 @@ class Ledger(Leases):
             yield [(json.loads(row.old), json.loads(row.new)) for row in rows]
             last = rows[-1].old
 
+    def known(self, run: str, collection: str, ids: Sequence[PointId]) -> set[PointId]:
+        """Those of the source `ids` whose mapping is recorded."""
+        return {old for old, _new in self._pairs(run, collection, id_map.c.old, ids)}
+
+    def originals(self, run: str, collection: str, ids: Sequence[PointId]) -> dict[PointId, PointId]:
+        """target id -> source id, for those of the target `ids` that are in the mapping. There is no index for it."""
+        return {new: old for old, new in self._pairs(run, collection, id_map.c.new, ids)}
+
+    @again
+    def _pairs(
+        self, run: str, collection: str, column: sa.Column[Any], ids: Sequence[PointId]
+    ) -> list[tuple[PointId, PointId]]:
+        found: list[tuple[PointId, PointId]] = []
+        with self.reading() as connection:
+            for start in range(0, len(ids), 500):
+                texts = [json.dumps(item) for item in ids[start : start + 500]]
+                where = (id_map.c.run == run, id_map.c.collection == collection, column.in_(texts))
+                rows = connection.execute(sa.select(id_map.c.old, id_map.c.new).where(*where))
+                found += [(json.loads(row.old), json.loads(row.new)) for row in rows]
+        return found
+
+    @again
+    def forget(self, lease: Lease, collection: str, ids: Sequence[PointId]) -> None:
+        """Remove the mapping of these source ids: their points are being deleted."""
+        with self.guarded(lease) as connection:
+            for start in range(0, len(ids), 500):
+                texts = [json.dumps(item) for item in ids[start : start + 500]]
+                of_points = (id_map.c.run == lease.run, id_map.c.collection == collection, id_map.c.old.in_(texts))
+                connection.execute(id_map.delete().where(*of_points))
+
     @again
     def write_log(self, run: str, level: str, message: str, **details: Any) -> None:
         """Append a line to the run's log."""
@@ -392,6 +428,7 @@ def _partition(row: Any) -> Partition:
         retries=row["retries"],
         worker=row["worker"],
         claim=row["claim"],
+        notes=json.loads(row["notes"]) if row["notes"] else None,
     )
 
 

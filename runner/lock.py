@@ -16,6 +16,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -74,7 +75,7 @@ class Leases(Records):
                 connection.exec_driver_sql("LOCK TABLE leases IN EXCLUSIVE MODE")
             clock = self.clock(connection)
             rows = {row["name"]: row for row in connection.execute(sa.select(leases)).mappings()}
-            held = {name: row for name, row in rows.items() if row["run"] and row["expires"] > clock and not _dead(row)}
+            held = {name: row for name, row in rows.items() if row["run"] and row["expires"] > clock and not dead(row)}
             for name in _names(names, shared or {}, held):
                 row = rows.get(name)
                 values = {
@@ -119,11 +120,14 @@ class Leases(Records):
 
     @again
     def holders(self) -> list[dict[str, Any]]:
-        """All leases that are held, expired ones included (`expired`)."""
+        """All leases that are held, expired ones included (`expired`); `seconds` until they expire."""
         with self.reading() as connection:
             clock = self.clock(connection)
             rows = connection.execute(sa.select(leases).where(leases.c.run.is_not(None)).order_by(leases.c.name))
-            return [dict(row) | {"expired": row["expires"] <= clock or _dead(row)} for row in rows.mappings()]
+            return [
+                dict(row) | {"expired": row["expires"] <= clock or dead(row), "seconds": row["expires"] - clock}
+                for row in rows.mappings()
+            ]
 
     @contextmanager
     def guarded(self, lease: Lease, *, alone: bool = False) -> Iterator[sa.Connection]:
@@ -145,7 +149,7 @@ class Leases(Records):
                 raise LeaseLost(
                     "This process lost its lock",
                     f"run {lease.run}: its lease ran out or was released, and another may be at work",
-                    "Nothing was written since. Look with vecrun status, go on with vecrun resume",
+                    "Nothing was written since. Look with vecrun status; when nobody goes on with it: vecrun resume",
                 )
             yield connection
 
@@ -157,7 +161,7 @@ class Keeper:
         self.error: VecrunError | None = None
         self._leases, self._lease, self._seconds, self._stop = leases, lease, seconds, stop
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+        self._thread = threading.Thread(target=copy_context().run, args=(self._renew,), name="lease", daemon=True)
 
     def __enter__(self) -> Keeper:
         self._thread.start()
@@ -245,7 +249,7 @@ def _refused(name: str, rows: Sequence[Any]) -> LockHeld:
     )
 
 
-def _dead(row: Any) -> bool:
+def dead(row: Any) -> bool:
     """Whether the holder was a process of this machine that is gone."""
     if row["machine"] != machine() or row["pid"] is None:
         return False

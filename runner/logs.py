@@ -125,7 +125,9 @@ def _text(*, colours: bool) -> logging.Formatter:
     import structlog
 
     console = structlog.dev.ConsoleRenderer(
-        colors=colours, timestamp_key="time", exception_formatter=structlog.dev.plain_traceback
+        colors=colours,
+        timestamp_key="time",
+        exception_formatter=structlog.dev.plain_traceback,  # the other one shows local variables
     )
     return _formatter(console)
 

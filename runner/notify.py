@@ -1,6 +1,6 @@
 """Telling people and machines how a run ended: a webhook by the standard library, everything else through Apprise.
 
-`notify` never raises and takes about half a minute at most: a receiver that is down must not change the run's end.
+`notify` never raises and takes 36 s at most: a receiver that is down must not change the run's end.
 Addresses hold secrets, so no text here shows more of them than the host.
 """
 
@@ -29,7 +29,7 @@ from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from runner import __version__
-from runner.errors import Permanent, Transient, VecrunError, redact, register_secret
+from runner.errors import Interrupted, Permanent, Transient, VecrunError, redact, register_secret
 from runner.settings import Happening, Notification, Settings, resolve
 from runner.spec import KEY_IN_URL, KEYLESS
 
@@ -40,7 +40,9 @@ SIGNATURE = "X-Vecrun-Signature"
 #: Characters of an error that are sent; chat services refuse long texts.
 MAX_TEXT = 2000
 
-_HAPPENING: dict[str, Happening] = {"completed": "success", "paused": "paused", "cancelled": "cancelled"}
+_HAPPENING: dict[str, Happening] = {
+    "completed": "success", "failed": "failure", "paused": "paused", "cancelled": "cancelled",
+}  # fmt: skip
 _VERB = {"success": "completed", "failure": "failed", "paused": "is paused", "cancelled": "was cancelled"}
 #: Where Apprise's warnings go, in the context of one message.
 _SAID: ContextVar[list[str] | None] = ContextVar("said", default=None)
@@ -76,7 +78,9 @@ class Event:
         cls, row: Mapping[str, Any], environment: str, points: int | None = None, error: BaseException | None = None
     ) -> Event:
         """The event of a run's row in the ledger, after its status was set; `error` is what stopped it."""
-        event = _HAPPENING.get(row["status"], "failure")
+        # somebody may have gone on with the run meanwhile: then its status is not that of the end that is told
+        came: Happening = "success" if error is None else "paused" if isinstance(error, Interrupted) else "failure"
+        event = _HAPPENING.get(row["status"], came)
         hint = error.hint if isinstance(error, VecrunError) else ""
         return cls(
             event=event, run=row["run"], job=row["job"], purpose=row["purpose"], status=row["status"], kind=row["kind"],
@@ -147,7 +151,8 @@ def deliver(settings: Settings, event: Event, *, timeout: float = TIMEOUT, pause
 def _send_all(
     settings: Settings, entries: list[tuple[int, Notification]], event: Event, timeout: float, pause: float
 ) -> list[Delivery]:
-    late = f"no answer within {TRIES * timeout + 4 * pause:.0f} s"
+    patience = TRIES * timeout + 4 * pause + 2.0  # a receiver may dribble its answer for ever
+    late = f"no answer within {patience:.0f} s"
     errors = {number: late for number, _ in entries}
 
     def send(number: int, entry: Notification) -> None:
@@ -162,7 +167,7 @@ def _send_all(
     threads = [threading.Thread(target=send, args=item, name=f"notify-{item[0]}", daemon=True) for item in entries]
     for thread in threads:
         thread.start()
-    deadline = time.monotonic() + TRIES * timeout + 4 * pause  # a receiver may dribble its answer for ever
+    deadline = time.monotonic() + patience
     for thread in threads:
         thread.join(max(deadline - time.monotonic(), 0.0))
     return [
@@ -245,7 +250,8 @@ def _send_by_apprise(url: str, event: Event) -> None:
     with _what_it_says() as said:
         sender = apprise.Apprise(asset=asset)
         if not sender.add(url):
-            raise Permanent("Apprise cannot read the URL", "", "https://github.com/caronc/apprise/wiki lists the forms")
+            why = said[0][:MAX_TEXT] if said else "https://github.com/caronc/apprise/wiki lists the forms"
+            raise Permanent("Apprise cannot use the URL", why)
         sent = sender.notify(
             body=event.text, title=event.title, notify_type=kinds.get(event.event, apprise.NotifyType.WARNING),
             body_format=apprise.NotifyFormat.TEXT,

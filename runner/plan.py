@@ -11,7 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, SerializerFunctionWrapHandler, TypeAdapter, ValidationError, model_serializer
 
 from runner.errors import NotFound, PlanRefused
 from runner.points import CollectionSchema, Model
@@ -114,8 +114,20 @@ class FinishCollection(StepBase):
     action: ClassVar[Action] = Action.CREATE
 
 
+class Live(Model):
+    """A source that is written to meanwhile. `field`: the target's name of the payload field that every write raises."""
+
+    field: str | None = None
+    bound: int = 100  # go on when a pass had to repair at most so many points
+    passes: int = 10  # at most so many; then the run stops
+    accept: tuple[str, ...] = ()
+
+
 class VerifyPoints(StepBase):
-    """Compare source and target; a difference stops the run before anything is switched."""
+    """Compare source and target; a difference stops the run before anything is switched.
+
+    With `live` a point that differs is copied again and compared again, and only what differs then stops the run.
+    """
 
     type: Literal["verify_points"] = "verify_points"
     source: Place
@@ -125,6 +137,7 @@ class VerifyPoints(StepBase):
     mode: Literal["count", "sample", "full"] = "full"
     sample: int = 100
     points: int = 0
+    live: Live | None = None
 
     action: ClassVar[Action] = Action.CHECK
 
@@ -155,6 +168,36 @@ class RewriteIds(StepBase):
 
     def reverse(self) -> tuple[Step, ...] | None:
         return (RestoreIds(chunks=self.chunks, undo_table=self.undo_table, rows=self.rows),)
+
+
+class CatchUp(StepBase):
+    """Bring over what was written to the source since, in passes over all of it.
+
+    Before the cutover the target is made equal. After it the target is written to as well: there a pass only adds what
+    was never there, and with a field replaces what is older and deletes what the source deleted.
+    """
+
+    type: Literal["catch_up"] = "catch_up"
+    phase: Literal["before", "after"]
+    source: Place
+    target: Place
+    target_schema: CollectionSchema
+    transform: Transform = Transform()
+    points: int = 0
+    live: Live
+    chunks: ChunkTable | None = None  # after the cutover: rows that came late follow their points, too
+    undo_table: str = ""
+
+    action: ClassVar[Action] = Action.CHANGE
+
+
+class Hold(StepBase):
+    """Stop as `paused` until an operator resumes: the writers of these sources are stopped first."""
+
+    type: Literal["hold"] = "hold"
+    collections: tuple[tuple[Place, Place], ...]  # (source, target)
+
+    action: ClassVar[Action] = Action.CHECK
 
 
 class RestoreIds(StepBase):
@@ -236,7 +279,7 @@ class DropCollection(StepBase):
 
 Step = Annotated[
     CreateCollection | CopyPoints | FinishCollection | VerifyPoints | RewriteIds | RestoreIds | SwitchAlias
-    | SetServing | ClearCollection | DropCollection,
+    | SetServing | ClearCollection | DropCollection | CatchUp | Hold,
     Field(discriminator="type"),
 ]  # fmt: skip
 
@@ -248,6 +291,14 @@ class Observed(Model):
     role: Literal["source", "target"]
     count: int | None
     schema_digest: str | None
+    live: bool = False  # it is written to: its count may move
+
+    @model_serializer(mode="wrap")
+    def _short(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data: dict[str, Any] = handler(self)
+        if not self.live:  # plans and states from before it was there stay as they are
+            del data["live"]
+        return data
 
 
 class Notice(Model):
@@ -326,6 +377,16 @@ class Plan(Model):
     def points(self) -> int:
         """Points to copy in all."""
         return sum(step.points for step in self.steps if isinstance(step, CopyPoints))
+
+    @property
+    def places(self) -> tuple[set[Place], set[Place]]:
+        """Collections that are written, and those that are only read: what a run needs leases for."""
+        written = {
+            place
+            for step in self.steps
+            if isinstance(place := getattr(step, "target", None), Place) and not isinstance(step, VerifyPoints)
+        }
+        return written, {step.source for step in self.steps if isinstance(step, CopyPoints)} - written
 
     def sealed(self) -> Plan:
         """The same plan with its digest filled in."""

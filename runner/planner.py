@@ -13,6 +13,7 @@ from runner.kinds import Draft, kind_module
 from runner.ledger import Ledger
 from runner.lock import now
 from runner.plan import (
+    CatchUp,
     ClearCollection,
     CopyPoints,
     CreateCollection,
@@ -36,10 +37,14 @@ from runner.world import World
 PINNED = "VI201"
 SOURCE_GONE = "VX301"
 IRREVERSIBLE = "VX302"
+EXPIRED = "VI202"
+FOREIGN = "VI203"
 NEW_POINTS = "VD102"
 MOVED_POINTER = "VB102"
 ALIAS_REMOVED = "VB103"
 NEEDED_BY = "VD103"
+#: Points a target may have got from a catching-up that is not through: nobody else writes there before the cutover.
+UNKNOWN = 2**63
 
 
 def build(job: Job, settings: Settings, ledger: Ledger, states: States, *, unpin: bool = False) -> Plan:
@@ -52,6 +57,8 @@ def build(job: Job, settings: Settings, ledger: Ledger, states: States, *, unpin
         draft, moved = Draft(), tuple[str, ...]()
         if state.status == "applied" and state.spec_digest == job.digest:
             moved = tuple(drift(state, ledger, world))
+            if applied_plan(state, ledger) is None:
+                draft.notices.append(Notice(code=FOREIGN, message=foreign(state)))
         elif state.pinned == job.digest and not unpin:
             message = "this spec was rolled back and stays so; change the spec, or apply with --unpin"
             draft.notices.append(Notice(code=PINNED, message=message))
@@ -93,7 +100,7 @@ def rollback(
 ) -> Plan:
     """The plan that undoes the newest run of a job, finished or not; `but` is a run that is only about to begin.
     NotFound when there is nothing to undo."""
-    state = states.load(job)
+    state, expired = states.load(job), list[Notice]()
     run = ledger.unfinished(job, but=but)
     if run and run["purpose"] == "rollback":
         raise VecrunError(
@@ -102,7 +109,26 @@ def rollback(
     if run is None:
         if not state.applied:
             raise NotFound("Nothing to roll back", f"job {job} has no applied run", f"vecrun runs {job}")
-        run = ledger.run(state.applied[-1].run)
+        last = state.applied[-1]
+        if last.run in state.forgotten:
+            raise PlanRefused(
+                "This run cannot be rolled back any more",
+                f"run {last.run} expired on {last.expires[:10]}, and what its rollback needs was removed on "
+                f"{state.forgotten[last.run][:10]} (vecrun gc)",
+                "What it made stays. state.retention in vecrun.yaml, or retention in the job, says how long runs are kept",
+            )
+        if applied_plan(state, ledger) is None:
+            raise NotFound(
+                "The run cannot be rolled back from here",
+                foreign(state),
+                "Roll it back in the workspace that applied it, before its state is moved",
+            )
+        run = ledger.run(last.run)
+        if last.expires <= now():
+            message = (
+                f"it expired on {last.expires[:10]}; what a rollback needs is still there, until the next vecrun gc"
+            )
+            expired = [Notice(code=EXPIRED, message=message, where=f"run {last.run}")]
     plan = loads(run["plan"], f"run {run['run']}")
     rows = ledger.steps_of(run["run"])
     begun = [step for step, row in zip(plan.steps, rows, strict=True) if row["status"] != "pending"]
@@ -114,7 +140,7 @@ def rollback(
                 "\n".join(elsewhere),
                 "Put the connection back as it was, or choose the environment of the run with --env",
             )
-        notices = [_irreversible(step) for step in irreversible]
+        notices = expired + [_irreversible(step) for step in irreversible]
         copies = [step for step in begun if isinstance(step, CopyPoints)]
         for copy in copies:
             if world.store(copy.source.connection).inspect(copy.source.collection) is None:
@@ -125,6 +151,7 @@ def rollback(
         notices += found + _new_points(_written(plan, rows), steps, discard=discard_new_points)
         notices += _needed_by(job, steps, states)
         places = _touched(begun)
+        live = {item.place for item in plan.world if item.live}
         return Plan(
             tool_version=__version__,
             created=now(),
@@ -139,7 +166,7 @@ def rollback(
             spec_digest=plan.spec_digest,
             connections={name: world.digest(name) for name in plan.connections},
             inline=plan.inline,
-            world=tuple(_observe(world, place, role) for place, role in places.items()),
+            world=tuple(_observe(world, place, role, place in live) for place, role in places.items()),
             steps=tuple(steps),
             notices=tuple(notices),
             retention=plan.retention,
@@ -197,10 +224,18 @@ def _written(plan: Plan, rows: list[dict[str, Any]]) -> dict[Place, int]:
     copied so far."""
     found: dict[Place, int] = {}
     for step, row in zip(plan.steps, rows, strict=True):
-        if isinstance(step, CopyPoints) and row["status"] != "pending":
-            found[step.target] = row["result"]["done"] if row["result"] else step.points
-        elif isinstance(step, VerifyPoints) and row["result"]:
+        if row["status"] == "pending" and not row["result"]:
+            continue
+        if isinstance(step, CopyPoints):
+            growing = any(item.live and item.place == step.source for item in plan.world)
+            found[step.target] = row["result"]["done"] if row["result"] else UNKNOWN if growing else step.points
+        elif isinstance(step, CatchUp) and step.phase == "after":  # by now others write there, too
+            result = row["result"] or {}
+            found[step.target] += result.get("added", 0) - result.get("deleted", 0)
+        elif isinstance(step, VerifyPoints | CatchUp) and row["status"] == "done":
             found[step.target] = row["result"]["target"]
+        elif isinstance(step, CatchUp) or (isinstance(step, VerifyPoints) and step.live):
+            found[step.target] = UNKNOWN
     return found
 
 
@@ -245,7 +280,7 @@ def _touched(steps: list[Step]) -> dict[Place, str]:
     return places
 
 
-def _observe(world: World, place: Place, role: str) -> Observed:
+def _observe(world: World, place: Place, role: str, live: bool = False) -> Observed:
     store = world.store(place.connection)
     schema = store.inspect(place.collection)
     return Observed(
@@ -253,6 +288,7 @@ def _observe(world: World, place: Place, role: str) -> Observed:
         role="source" if role == "source" else "target",
         count=store.count(place.collection) if schema is not None else None,
         schema_digest=digest(schema.model_dump(mode="json")) if schema is not None else None,
+        live=live,
     )
 
 
@@ -265,13 +301,32 @@ def moved_connections(plan: Plan, world: World) -> list[str]:
     ]
 
 
+def applied_plan(state: State, ledger: Ledger) -> Plan | None:
+    """The plan of the run that is applied; None when this ledger does not know it: the state came from elsewhere."""
+    try:
+        return loads(ledger.run(state.applied[-1].run)["plan"], "the applied plan")
+    except NotFound:
+        return None
+
+
+def foreign(state: State) -> str:
+    """Why less can be said about a job whose state came from elsewhere."""
+    return (
+        f"run {state.applied[-1].run} of job {state.job} is not in this ledger: the state was pushed from elsewhere, "
+        "so only its collections and serving pointers are compared"
+    )
+
+
 def drift(state: State, ledger: Ledger, world: World) -> list[str]:
-    """What moved since a job was applied, one sentence each: collections, aliases, serving pointers."""
-    plan = loads(ledger.run(state.applied[-1].run)["plan"], "the applied plan")
-    if elsewhere := moved_connections(plan, world):
+    """What moved since a job was applied, one sentence each: collections, aliases, serving pointers.
+
+    Of a run that this ledger does not know: collections and serving pointers.
+    """
+    plan = applied_plan(state, ledger)
+    if plan is not None and (elsewhere := moved_connections(plan, world)):
         return elsewhere
     found = compare(state.world, observe(world, state.world))
-    for step in plan.steps:
+    for step in plan.steps if plan is not None else ():
         if isinstance(step, SwitchAlias):
             at = world.store(step.connection).aliases().get(step.alias)
             if at != step.after:
@@ -287,17 +342,17 @@ def drift(state: State, ledger: Ledger, world: World) -> list[str]:
 
 def observe(world: World, places: tuple[Observed, ...]) -> tuple[Observed, ...]:
     """How the same collections look now."""
-    return tuple(_observe(world, item.place, item.role) for item in places)
+    return tuple(_observe(world, item.place, item.role, item.live) for item in places)
 
 
 def compare(before: tuple[Observed, ...], after: tuple[Observed, ...]) -> list[str]:
-    """What moved between two observations, one sentence each."""
+    """What moved between two observations, one sentence each. The count of a live source may."""
     found = []
     for old, new in zip(before, after, strict=True):
         if (old.count is None) != (new.count is None):
             found.append(f"{old.place} ({old.role}) {'appeared' if old.count is None else 'is gone'}")
         elif old.count is not None and new.count is not None:
-            if old.count != new.count:
+            if old.count != new.count and not old.live:
                 found.append(f"{old.place} ({old.role}) held {old.count:,} points and holds {new.count:,} now")
             if old.schema_digest != new.schema_digest:
                 found.append(f"{old.place} ({old.role}) has another schema, index or setting now")

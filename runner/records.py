@@ -23,13 +23,17 @@ from runner.tables import metadata
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 #: The newest revision in runner/migrations.
-REVISION = "0002"
+REVISION = "0003"
 #: Seconds for which a database that went away is waited for, once it had answered.
 PATIENCE = 60.0
 #: Answers of PostgreSQL after which the same transaction may work: it is shut down or starting, deadlock, time-outs.
 _PASSING = {"57P01", "57P02", "57P03", "40P01", "40001", "55P03", "25P03"}
 #: Seconds after which PostgreSQL ends a transaction whose process has stopped in the middle: it would hold its locks for ever.
 IDLE_SECONDS = 10
+
+
+#: A server that vanished without a word is noticed after some 15 s, not after the hours of TCP's defaults.
+_ALIVE = {"keepalives_idle": 5, "keepalives_interval": 3, "keepalives_count": 3, "tcp_user_timeout": 15_000}
 
 
 class LedgerGone(Transient):
@@ -109,6 +113,12 @@ class Records:
         ):
             yield connection
 
+    @again
+    def fetch(self, query: sa.Select[Any]) -> sa.Result[Any]:
+        """All rows of a query, read in a transaction of its own."""
+        with self.reading() as connection:
+            return connection.execute(query).freeze()()
+
 
 def _kind(exc: sa.exc.DBAPIError) -> type[StoreError]:
     code = getattr(exc.orig, "pgcode", None)
@@ -133,7 +143,7 @@ def _engine(url: str, schema: str) -> tuple[sa.Engine, bool]:
         # as it is written everywhere; the driver is ours to choose
         made = made.set(drivername="postgresql+psycopg2")
         engine = sa.create_engine(
-            made, pool_pre_ping=True, connect_args={"connect_timeout": 10, "application_name": "vecrun"}
+            made, pool_pre_ping=True, connect_args={"connect_timeout": 10, "application_name": "vecrun"} | _ALIVE
         )
     except sa.exc.ArgumentError as exc:
         raise VecrunError(

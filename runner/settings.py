@@ -146,13 +146,23 @@ class Notification(SpecModel):
         return self
 
 
+def _environment_name(name: str) -> str:
+    """The folder of an environment's state lies beside the history of those without one."""
+    if name == "history":
+        raise ValueError("no environment can be called history: the state directory keeps earlier versions there")
+    return name
+
+
+EnvironmentName = Annotated[str, AfterValidator(_environment_name)]
+
+
 class Workspace(SpecModel):
     """vecrun.yaml."""
 
     api_version: Literal["vecrun/v1"] = Field("vecrun/v1", alias="apiVersion")
     kind: Literal["Workspace"] = "Workspace"
     connections: dict[str, dict[str, Any]] = Field({}, description="name -> connection; `type` chooses the store.")
-    environments: dict[str, Environment] = {}
+    environments: dict[EnvironmentName, Environment] = {}
     state: StateSettings = StateSettings()
     broker: Broker | None = Field(None, description="Without one, runs work in their own process.")
     limits: Limits = Limits()
@@ -180,7 +190,7 @@ class Settings:
         chosen: Broker | None = self._chosen("broker") or self.workspace.broker
         if chosen is None:
             return None
-        url = resolve({"url": chosen.url}, self.document, ("broker",), self.root)["url"]
+        url = resolve({"url": chosen.url}, self.document, self._place("broker"), self.root)["url"]
         return chosen.model_copy(update={"url": url})
 
     @property
@@ -191,6 +201,9 @@ class Settings:
     def _chosen(self, key: str) -> Any:
         return getattr(self.workspace.environments.get(self.environment), key, None)
 
+    def _place(self, key: str) -> tuple[str, ...]:
+        return ("environments", self.environment, key) if self._chosen(key) else (key,)
+
     @property
     def state_directory(self) -> Path:
         return (self.root / self.state.directory / quote(self.environment, safe="")).resolve()
@@ -198,7 +211,7 @@ class Settings:
     @property
     def records_url(self) -> str:
         """The SQLAlchemy URL of the ledger."""
-        given = resolve({"database": self.state.database}, self.document, ("state",), self.root)["database"]
+        given = resolve({"database": self.state.database}, self.document, self._place("state"), self.root)["database"]
         url = given or f"sqlite:///{self.state_directory / 'ledger.db'}"
         return RELATIVE_SQLITE.sub(lambda found: f"{found[1]}{self.root}/", url, count=1)
 
@@ -320,7 +333,7 @@ def load(root: Path, environment: str = "", check_connection: Callable[[str], An
     if settings.has_broker and (not settings.state.database or settings.state.database.startswith("sqlite")):
         message = "workers need a ledger that all of them reach; a SQLite file, which is the default, is for one host"
         hint = "state: {database: postgresql://…}; or leave out the broker"
-        raise InvalidFile([document.diagnostic(("broker",), message, hint)])
+        raise InvalidFile([document.diagnostic(settings._place("broker"), message, hint)])
     return settings
 
 

@@ -29,7 +29,7 @@ from runner.records import Records
 from runner.settings import Settings
 from runner.tables import state_documents
 
-FORMAT_VERSION = "1.0"
+FORMAT_VERSION = "1.1"
 
 
 class Applied(Model):
@@ -412,8 +412,7 @@ class StateTable(States):
     def _query(self, query: sa.Select[Any], connection: sa.Connection | None = None) -> sa.Result[Any]:
         if connection is not None:
             return connection.execute(query).freeze()()
-        with self.records.reading() as reading:
-            return reading.execute(query).freeze()()
+        return self.records.fetch(query)
 
     def _text(self, name: str, serial: int | None, connection: sa.Connection | None) -> str | None:
         query = sa.select(state_documents.c.body).where(state_documents.c.name == _row_name(name))

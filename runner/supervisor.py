@@ -8,7 +8,7 @@ from __future__ import annotations
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 #: Pause before a process that died is started again, in seconds: doubles each time, and is forgotten after a quiet minute.
@@ -28,8 +28,7 @@ class _Place:
 
 
 def supervise(
-    command: Sequence[str], processes: int, stop: threading.Event, say: Callable[[str], None],
-    started: Callable[[int], None] = lambda _pid: None,
+    command: Sequence[str], environment: Mapping[str, str], processes: int, stop: threading.Event, say: Callable[[str], None],
 ) -> bool:  # fmt: skip
     """Keep `processes` of `command` running until `stop`; then ask them to end (SIGTERM). False if one had to be killed."""
     places = [_Place() for _ in range(processes)]
@@ -43,9 +42,8 @@ def supervise(
                 how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
                 say(f"Worker {number} {how}; it is started again in {place.pause:.0f} s.")
             if place.process is None and clock >= place.due:
-                place.process = subprocess.Popen(list(command), stdin=subprocess.DEVNULL)
+                place.process = subprocess.Popen(list(command), env=dict(environment), stdin=subprocess.DEVNULL)
                 place.began = clock
-                started(place.process.pid)
         stop.wait(0.2)
     return _end([place.process for place in places if place.process is not None])
 

@@ -14,7 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from runner.ledger import Ledger
-from runner.lock import Lease, now
+from runner.lock import Lease, dead, now
 from runner.records import again
 from runner.tables import leases, log, partitions, runs, steps, workers
 
@@ -100,15 +100,15 @@ class Sweeper(Ledger):
     def orphans(self) -> list[str]:
         """Distributed runs that are to go on, and that nobody coordinates."""
         with self.reading() as connection:
-            held = sa.select(leases.c.run).where(leases.c.run.is_not(None), leases.c.expires > self.clock(connection))
+            unexpired = (leases.c.run.is_not(None), leases.c.expires > self.clock(connection))
+            rows = connection.execute(sa.select(leases).where(*unexpired)).mappings()
+            held = {row["run"] for row in rows if not dead(row)}
             query = (
                 sa.select(runs.c.run)
-                .where(
-                    runs.c.executor == "distributed", runs.c.status.in_(("pending", "running")), runs.c.run.not_in(held)
-                )
+                .where(runs.c.executor == "distributed", runs.c.status.in_(("pending", "running")))
                 .order_by(runs.c.created)
             )
-            return list(connection.execute(query).scalars())
+            return [run for run in connection.execute(query).scalars() if run not in held]
 
     @again
     def at_work(self, run: str) -> int:

@@ -178,7 +178,8 @@ def _put(item: Payload, name: str, value: Any, point_id: PointId) -> None:
 _MISSING = object()
 
 
-def _lookup(item: Payload, path: str) -> Any:
+def look_up(item: Payload, path: str) -> Any:
+    """The value under a key, or under a dotted path; an object of its own when there is none."""
     if path in item:
         return item[path]
     value: Any = item
@@ -199,7 +200,7 @@ _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
 
 def _holds(condition: Condition, item: Payload) -> bool:
     """Whether one condition holds. An array field holds when one of its elements does, as in the stores."""
-    value = _lookup(item, condition.field)
+    value = look_up(item, condition.field)
     if condition.op == "exists":
         return (value is not _MISSING) == (condition.value is not False)
     if condition.op == "ne":

@@ -29,17 +29,21 @@ connections:
     type: sql
     url: sqlite:///.demo/app.db     # the application's own database, with the chunks table
 
-# Variables for job templates, and connections that differ; chosen with --env.
+# Variables for job templates, and what else differs; chosen with --env or VECRUN_ENV.
 environments:
   demo:
     variables: {suffix: v2}
+  team:                             # many workers: records in PostgreSQL, partitions through Redis
+    state: {database: "${env:VECRUN_DATABASE}"}
+    broker: {url: "${env:VECRUN_REDIS}"}
 
 state:
   directory: ./state
   retention: 30d                    # how long a run can be rolled back
 
 limits:
-  workers: 2                        # partitions worked on at once
+  workers: 2                        # partitions a process works on at once
+  runs: 2                           # runs at work at once; further ones wait
 """
 
 MILVUS_TO_QDRANT = """\

@@ -33,6 +33,7 @@ from runner.store import Store
 from runner.stores import config_model, open_store
 from runner.transform import Condition, IdMode, Transform, map_id
 from tests import worlds
+from tests.unit import sample
 
 QUICK = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 MANY = settings(max_examples=60, deadline=None)
@@ -236,12 +237,12 @@ def test_any_json_is_read_as_yaml_with_a_line_for_each_part(value: dict[str, Any
 def test_the_ledger_keeps_any_mapping(ids: list[PointId], size: int) -> None:
     with Ledger.temporary() as ledger:
         lease = ledger.acquire(["x"], "r-1", 60)
-        plan = Plan(
-            tool_version="0", created="", job="j", kind="k", lineage="l", serial=0, spec_digest="", connections={}
-        )
-        ledger.start_run(lease, plan, plan.dumps())
+        ledger.start_run(lease, sample.plan(), sample.plan().dumps())
+        ledger.cut(lease, 1, [KeyRange()], "f")
+        part = ledger.take(lease, 1, 0)
+        assert part is not None
         pairs = [(item, map_id(item, IdMode.UUID5)) for item in ids]
-        ledger.checkpoint(lease, 0, 0, cursor=None, read=0, done=0, mapped=pairs, collection="kb")
+        ledger.checkpoint(lease, 1, part, mapped=pairs, collection="kb")
         found = [pair for page in ledger.mapping("r-1", "kb", size) for pair in page]
         assert sorted(map(repr, found)) == sorted(map(repr, pairs))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -76,6 +77,7 @@ def plan(
     if out is not None and out.suffix != ".json":
         raise click.UsageError(f"-o {out}: a plan is saved as NAME.json, and NAME.md beside it")
     made = commands.plan(context, job, unpin=unpin)
+    _show_holders(context, made)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(out, made.dumps())
@@ -85,6 +87,14 @@ def plan(
         show(f"\nSaved to {out}. Apply exactly this with: vecrun apply {out}")
     if detailed_exitcode and (made.steps or made.drift):
         sys.exit(2)
+
+
+def _show_holders(context: Context, made: Plan) -> None:
+    """Neither a plan nor a dry run takes a lock; who reads it wants to know what an apply would meet."""
+    from runner import commands
+
+    for line in commands.holders(context, made) if made.steps else ():
+        click.echo(f"Note: {line}", err=True)
 
 
 def _show_plan(made: Plan, form: str) -> None:
@@ -148,7 +158,7 @@ def apply(
     job = commands.load(context, what)
     if not dry_run and (row := commands.unfinished_of(context, job)):
         click.echo(f"Going on with run {row['run']} ({row['purpose']}, {row['status']}).", err=True)
-        _resume(context, job.name, as_json, detach=detach, wait=wait)
+        _resume(context, job.name, as_json, operator=False, detach=detach, wait=wait)
         return
     made = commands.plan(context, what, unpin=unpin)
     if not as_json:
@@ -182,6 +192,9 @@ def _run(
 ) -> None:  # fmt: skip
     from runner import commands
 
+    _log_if_asked()
+    if dry_run:
+        _show_holders(context, made)
     display = Display(made, as_json)
     with stoppable() as stop:
         try:
@@ -201,16 +214,29 @@ def _run(
     _show_outcome(done, as_json)
 
 
-def _resume(context: Context, job: str, as_json: bool, *, detach: bool = False, wait: float | None = None) -> None:
+def _resume(
+    context: Context, job: str, as_json: bool, *, operator: bool = True, detach: bool = False, wait: float | None = None
+) -> None:
     from runner import commands
 
+    _log_if_asked()
     display = Display(commands.status(context, job).plan, as_json)
     with stoppable() as stop:
         try:
-            done = commands.resume(context, job, detach=detach, wait=wait, progress=display, stop=stop, say=say)
+            done = commands.resume(
+                context, job, operator=operator, detach=detach, wait=wait, progress=display, stop=stop, say=say
+            )
         finally:
             display.stop()
     _show_outcome(done, as_json)
+
+
+def _log_if_asked() -> None:
+    """Log lines beside the progress, only when somebody wants them."""
+    if os.environ.get("VECRUN_LOG") or os.environ.get("VECRUN_LOG_FORMAT"):
+        from runner import logs
+
+        logs.configure()
 
 
 def _show_outcome(done: Any, as_json: bool) -> None:
@@ -266,6 +292,7 @@ def rollback(
     if not as_json or dry_run:
         _show_plan(made, "json" if as_json else "text")
     if dry_run:
+        _show_holders(context, made)
         return
     commands.refuse_blocked(made)
     _approve(auto_approve, as_json)
@@ -281,6 +308,8 @@ def drift(context: Context, jobs: tuple[str, ...], as_json: bool) -> None:
     from runner.report import to_json
 
     found = commands.drift(context, jobs)
+    for line in commands.foreign(context, found):
+        click.echo(f"Note: {line}", err=True)
     if as_json:
         click.echo(to_json("drift", {"jobs": found}))
     else:

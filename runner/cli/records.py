@@ -1,8 +1,7 @@
-"""Commands that look at runs, connections, state, locks and schemas, and steer a run from outside."""
+"""Commands that look at runs, connections and schemas, and steer a run from outside."""
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from contextlib import nullcontext, redirect_stdout
@@ -143,66 +142,6 @@ def connections_test(context: Context, names: tuple[str, ...], as_json: bool) ->
     click.echo(to_json("connections", found)) if as_json else show(text.connections(found))
     if any(item.error for item in found):
         sys.exit(1)
-
-
-@cli.group()
-def state() -> None:
-    """State documents: what is live, how to roll back."""
-
-
-@state.command("list")
-@options
-def state_list(context: Context, as_json: bool) -> None:
-    """Jobs with a state."""
-    from runner.report import text, to_json
-
-    rows = [context.states.load(name).model_dump(mode="json") for name in context.states.jobs()]
-    columns = ["job", "status", "serial", "kind"]
-    click.echo(to_json("states", rows)) if as_json else show(text.table(rows, columns, "No job was applied yet."))
-
-
-@state.command("show")
-@click.argument("job")
-@options
-def state_show(context: Context, job: str, as_json: bool) -> None:
-    """A job's state as JSON."""
-    from runner import commands
-    from runner.report import to_json
-
-    found = commands.state(context, job)
-    click.echo(
-        to_json("state", found) if as_json else json.dumps(found.model_dump(mode="json"), indent=2, ensure_ascii=False)
-    )
-
-
-@cli.group()
-def lock() -> None:
-    """Locks on jobs and collections."""
-
-
-@lock.command("list")
-@options
-def lock_list(context: Context, as_json: bool) -> None:
-    """Who holds what."""
-    from runner import commands
-    from runner.report import text, to_json
-
-    rows = [item | {"id": item["token"]} for item in commands.locks(context)]
-    columns = ["name", "id", "run", "owner", "host", "pid", "since", "expired"]
-    click.echo(to_json("locks", rows)) if as_json else show(text.table(rows, columns, "No lock is held."))
-
-
-@lock.command("release")
-@click.argument("name")
-@click.option("--if-id", "token", type=int, required=True, help="The id that lock list showed.")
-@options
-def lock_release(context: Context, name: str, token: int, as_json: bool) -> None:
-    """Free a lock whose holder is gone; a holder that still lives is fenced off."""
-    from runner import commands
-    from runner.report import to_json
-
-    commands.release_lock(context, name, token)
-    click.echo(to_json("lock", {"released": name})) if as_json else show(f"Released {name}.")
 
 
 @cli.command()

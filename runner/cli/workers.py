@@ -16,6 +16,9 @@ from runner.cli.command import cli, options, show
 if TYPE_CHECKING:
     from runner.commands import Context
 
+#: Set by the supervisor for the processes it starts.
+CHILD = "VECRUN_WORKER_PROCESS"
+
 
 @cli.command()
 @click.option("-p", "--processes", type=click.IntRange(1, 64), default=1, show_default=True, help="Worker processes.")
@@ -23,11 +26,8 @@ if TYPE_CHECKING:
     "-t", "--threads", type=click.IntRange(1, 64), help="Partitions each works on at once [default: limits.workers]."
 )
 @click.option("--metrics", metavar="HOST:PORT", help="Serve metrics for Prometheus there.")
-@click.option("--child", is_flag=True, hidden=True, help="Be one of the processes (the supervisor starts them so).")
 @options
-def worker(
-    context: Context, processes: int, threads: int | None, metrics: str | None, child: bool, as_json: bool
-) -> None:
+def worker(context: Context, processes: int, threads: int | None, metrics: str | None, as_json: bool) -> None:
     """Work for the runs of this workspace, until it is stopped (SIGTERM or Ctrl-C: hands everything back first)."""
     from runner import commands, logs
 
@@ -35,12 +35,12 @@ def worker(
     logs.configure("json" if as_json else "auto", "info")
     count = threads or context.settings.workspace.limits.workers
     stop = _stopped_by_signals()
-    if child:
+    if os.environ.pop(CHILD, ""):
         commands.work(context, count, stop)
         return
     from runner.supervisor import supervise
 
-    command = [sys.executable, "-m", "runner", "-w", str(context.settings.root), "worker", "--child", "-t", str(count)]
+    command = [sys.executable, "-m", "runner", "-w", str(context.settings.root), "worker", "-t", str(count)]
     command += ["--env", context.settings.environment] if context.settings.environment else []
     command += ["--json"] if as_json else []
     with ExitStack() as stack:
@@ -51,7 +51,7 @@ def worker(
             server = serve(listen, stack.enter_context(context.ledger()), commands.queued(context))
             stack.callback(server.close)
             logs.log().info("metrics", address=server.address)
-        if not supervise(command, processes, stop, logs.log().warning):
+        if not supervise(command, os.environ | {CHILD: "1"}, processes, stop, logs.log().warning):
             sys.exit(1)
 
 

@@ -13,11 +13,17 @@ _VERBS = {
     "context": ("Context", "load", "open_context"),
     "validation": ("Validation", "validate"),
     "planning": ("plan", "plan_rollback"),
-    "application": ("Outcome", "apply", "left_behind", "refuse_blocked", "resume", "unfinished_of"),
-    "comparison": ("Verified", "drift", "verify"),
-    "history": ("RunStatus", "control", "logs", "runs", "status", "stopped"),
+    "application": ("apply", "resume", "unfinished_of"),
+    "execution": ("Outcome",),
+    "refusals": ("refuse_blocked",),
+    "comparison": ("Verified", "drift", "foreign", "verify"),
+    "history": ("RunStatus", "control", "left_behind", "logs", "runs", "status", "stopped"),
     "working": ("crew", "queued", "require_broker", "work"),
-    "operation": ("ConnectionTest", "locks", "release_lock", "state", "check_connections", "check_notifications"),
+    "operation": ("ConnectionTest", "check_connections", "check_notifications"),
+    "keeping": (
+        "Pushed", "garbage", "gc", "holders", "lock", "locks", "pull", "push", "release_lock", "remove_state", "serving",
+        "state", "state_history", "states",
+    ),
 }
 _MODULE_OF = {name: module for module, names in _VERBS.items() for name in names}
 

@@ -9,13 +9,13 @@ from typing import Any
 
 from runner import planner
 from runner.actors import Embedded, Progress
-from runner.commands.application import no_progress
 from runner.commands.context import Context, job_of
+from runner.commands.execution import no_progress
 from runner.errors import Interrupted, NotFound, PlanRefused, VerificationFailed
 from runner.executor import Run
 from runner.executor.verify import copied_by
 from runner.ledger import UNLIMITED
-from runner.plan import VerifyPoints, loads
+from runner.plan import VerifyPoints
 from runner.sweeper import Sweeper
 from runner.world import World
 
@@ -40,9 +40,18 @@ def verify(
         if not state.applied:
             raise NotFound("Nothing to verify", f"job {name} has no applied run", f"vecrun status {name}")
         applied = state.applied[-1].run
-        plan = loads(ledger.run(applied)["plan"], "the applied plan")
+        plan = planner.applied_plan(state, ledger)
+        if plan is None:
+            raise NotFound(
+                "The run cannot be verified from here",
+                planner.foreign(state),
+                "Verify it in the workspace that applied it, or apply the job here",
+            )
         copied = copied_by(plan, ledger.steps_of(applied))
-        changes = {key: value for key, value in (("mode", mode), ("sample", sample)) if value is not None}
+        changes: dict[str, Any] = {
+            key: value for key, value in (("mode", mode), ("sample", sample)) if value is not None
+        }
+        changes["live"] = None  # it only looks
         steps = [step.model_copy(update=changes) for step in plan.steps if isinstance(step, VerifyPoints)]
         results: list[dict[str, Any]] = []
         with World(context.settings, "read", plan.inline) as world:
@@ -79,6 +88,14 @@ def verify(
         return verified
 
 
+def foreign(context: Context, jobs: Iterable[str] = ()) -> list[str]:
+    """Jobs whose state came from elsewhere, so that `drift` sees less of them: a sentence each."""
+    with context.ledger(reading=True) as ledger:
+        states = [context.states.load(name) for name in jobs or context.states.jobs()]
+        applied = [state for state in states if state.status == "applied"]
+        return [planner.foreign(state) for state in applied if planner.applied_plan(state, ledger) is None]
+
+
 def drift(context: Context, jobs: Iterable[str] = ()) -> dict[str, list[str]]:
     """What moved since each job was applied: job -> sentences."""
     found: dict[str, list[str]] = {}
@@ -89,7 +106,7 @@ def drift(context: Context, jobs: Iterable[str] = ()) -> dict[str, list[str]]:
             if state.status != "applied":
                 found[name] = []
                 continue
-            plan = loads(ledger.run(state.applied[-1].run)["plan"], "the applied plan")
-            with World(context.settings, "read", plan.inline) as world:
+            plan = planner.applied_plan(state, ledger)
+            with World(context.settings, "read", plan.inline if plan is not None else None) as world:
                 found[name] = planner.drift(state, ledger, world)
     return found

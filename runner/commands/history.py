@@ -9,7 +9,7 @@ from typing import Any
 
 from runner.commands.context import Context, find_run, job_of
 from runner.errors import VecrunError
-from runner.plan import CopyPoints, Plan, VerifyPoints, loads
+from runner.plan import CatchUp, CopyPoints, Plan, SetServing, SwitchAlias, VerifyPoints, loads
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,9 @@ class RunStatus:
     done: int
     total: int
     seconds_left: float | None
+    coordinator: str = ""  # who walks the steps now
+    workers: int | None = None  # alive; None for a run that works by itself
+    at_work: int = 0  # partitions that workers have
 
 
 def status(context: Context, name: str) -> RunStatus:
@@ -33,9 +36,11 @@ def status(context: Context, name: str) -> RunStatus:
         steps, done, left = [], 0, None
         for number, (step, state) in enumerate(zip(plan.steps, rows, strict=True)):
             item = {"type": step.type, "status": state["status"], "result": state["result"], "step": step}
-            if isinstance(step, CopyPoints | VerifyPoints):
+            if isinstance(step, CopyPoints | VerifyPoints | CatchUp):
                 parts = ledger.partitions_of(row["run"], number)
                 item["done"], item["points"] = sum(part.done for part in parts), step.points
+                if isinstance(step, CopyPoints) and state["result"] and not parts:  # gc took the partitions
+                    item["done"] = state["result"]["done"]
                 item["partitions"] = f"{sum(part.status == 'done' for part in parts)}/{len(parts)}"
                 if isinstance(step, CopyPoints):
                     done += item["done"]
@@ -44,7 +49,13 @@ def status(context: Context, name: str) -> RunStatus:
                     left = max(step.points - item["done"], 0) * passed / item["done"]
             steps.append(item)
         row.pop("plan")
-        return RunStatus(row, plan, tuple(steps), done, plan.points, left)
+        holders = [item for item in ledger.holders() if item["run"] == row["run"] and not item["expired"]]
+        coordinator = f"{holders[0]['owner']} (pid {holders[0]['pid']})" if holders else ""
+        distributed = row["executor"] == "distributed"
+        return RunStatus(
+            row, plan, tuple(steps), done, plan.points, left, coordinator,
+            len(ledger.crew()) if distributed else None, ledger.at_work(row["run"]) if distributed else 0,
+        )  # fmt: skip
 
 
 def runs(context: Context, job: str | None = None) -> list[dict[str, Any]]:
@@ -80,3 +91,22 @@ def stopped(context: Context, run: str, seconds: float = 60.0) -> bool:
                 return False
             time.sleep(0.2)
         return True
+
+
+def left_behind(context: Context, name: str) -> list[str]:
+    """What a run that was stopped has left in the stores, one sentence each."""
+    with context.ledger(reading=True) as ledger:
+        row = find_run(context, ledger, name)
+        plan = loads(row["plan"], f"run {row['run']}")
+        found = []
+        for number, (step, state) in enumerate(zip(plan.steps, ledger.steps_of(row["run"]), strict=True)):
+            if state["status"] == "pending" or isinstance(step, VerifyPoints):
+                continue
+            if isinstance(step, CopyPoints):
+                done = sum(part.done for part in ledger.partitions_of(row["run"], number))
+                found.append(f"{step.target}: {done:,} of {step.points:,} points copied; {step.source} is untouched")
+            elif isinstance(step, SwitchAlias):
+                found.append(f"alias {step.alias} of {step.connection} points to {step.after or 'nothing'}")
+            elif isinstance(step, SetServing):
+                found.append(f"serving pointer {step.name} is {step.after or 'not set'}")
+        return found

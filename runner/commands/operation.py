@@ -1,17 +1,15 @@
-"""Connections, locks and state documents: what an operator looks at and mends."""
+"""Connections and notifications: whether what is configured answers."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from runner.commands.context import Context
 from runner.errors import NotFound, VecrunError
 from runner.notify import Delivery, Event, deliver
 from runner.settings import Happening
-from runner.state import State
 from runner.store import Health
 from runner.world import World
 
@@ -54,27 +52,6 @@ def check_connections(context: Context, names: Iterable[str] = ()) -> list[Conne
             except VecrunError as exc:
                 found.append(ConnectionTest(name, kind, None, exc))
     return found
-
-
-def locks(context: Context) -> list[dict[str, Any]]:
-    """Leases that are held."""
-    with context.ledger(reading=True) as ledger:
-        clock = time.time()
-        return [item | {"expired": item["expires"] < clock} for item in ledger.holders()]
-
-
-def release_lock(context: Context, name: str, token: int) -> None:
-    """An operator frees a lock, if it still is the one that was looked at."""
-    with context.ledger(reading=True) as ledger:
-        if not ledger.force_release(name, token):
-            raise NotFound("No such lock", f"{name} with id {token} is not held", "vecrun lock list")
-
-
-def state(context: Context, job: str) -> State:
-    """The state document of a job. NotFound when it has none."""
-    if job not in context.states.jobs():
-        raise NotFound("No state", f"job {job}", "vecrun state list")
-    return context.states.load(job)
 
 
 def check_notifications(context: Context, event: Happening = "success") -> list[Delivery]:

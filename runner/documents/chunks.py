@@ -7,6 +7,7 @@ ones. That the undo table exists is the mark that the rewrite was committed, so 
 from __future__ import annotations
 
 import hashlib
+import re
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ from runner.points import IdKind, PointId
 from runner.spec import suggest
 
 UUID_LENGTH = 36
+#: Names of undo tables, as undo_name() makes them, and their columns.
+OURS = re.compile(r"vecrun_undo_[0-9a-f]{10}")
+UNDO_COLUMNS = ("row_id", "old_id", "new_id")
 
 
 @dataclass(frozen=True)
@@ -75,8 +79,13 @@ def rewrite(
     chunks: ChunkTable,
     undo_table: str,
     mappings: Iterable[tuple[str, Iterable[list[tuple[PointId, PointId]]]]],
+    *,
+    late: bool = False,
 ) -> int:
-    """Replace old ids by new ones; `mappings` is (source collection, pages of pairs). Returns the rows changed."""
+    """Replace old ids by new ones; `mappings` is (source collection, pages of pairs). Returns the rows changed.
+
+    `late`: it was done before; rows that came since are changed as well, and the undo table gets them, too.
+    """
     table = database.table(chunks.table)
     key, vector_id = _column(table, chunks.id_column), _column(table, chunks.vector_id_column)
     undo = _undo_table(undo_table, table, key, vector_id)
@@ -87,9 +96,11 @@ def rewrite(
     )  # fmt: skip
     convert = _converter(vector_id)
     with database.transaction() as connection:
-        if sa.inspect(connection).has_table(undo_table, schema=table.schema):
+        done = sa.inspect(connection).has_table(undo_table, schema=table.schema)
+        if done and not late:
             return int(connection.execute(sa.select(sa.func.count()).select_from(undo)).scalar_one())
-        undo.create(connection)
+        if not done:
+            undo.create(connection)
         for collection, pages in mappings:
             pairs.create(connection)
             for page in pages:
@@ -99,7 +110,9 @@ def rewrite(
             chosen = sa.select(key, vector_id, pairs.c.new_id).join_from(table, pairs, vector_id == pairs.c.old_id)
             if chunks.collection_column is not None:
                 chosen = chosen.where(_column(table, chunks.collection_column) == collection)
-            connection.execute(undo.insert().from_select(["row_id", "old_id", "new_id"], chosen))
+            if late:
+                chosen = chosen.where(key.not_in(sa.select(undo.c.row_id)))
+            connection.execute(undo.insert().from_select(list(UNDO_COLUMNS), chosen))
             pairs.drop(connection)
         # one statement at the end: a new id of one row may be the old id of another
         result = connection.execute(
@@ -126,6 +139,28 @@ def restore(database: Database, chunks: ChunkTable, undo_table: str) -> Restored
         )
         undo.drop(connection)
         return Restored(int(result.rowcount), total - int(result.rowcount))
+
+
+def undo_rows(database: Database, chunks: ChunkTable, undo_table: str) -> int | None:
+    """Rows of the undo table; None when there is none, or when a table of that name is not one of ours."""
+    schema = chunks.table.rpartition(".")[0] or None
+    with database.transaction() as connection:
+        inspector = sa.inspect(connection)
+        if not OURS.fullmatch(undo_table) or not inspector.has_table(undo_table, schema=schema):
+            return None
+        if {column["name"] for column in inspector.get_columns(undo_table, schema=schema)} != set(UNDO_COLUMNS):
+            return None
+        undo = sa.table(undo_table, schema=schema)
+        return int(connection.execute(sa.select(sa.func.count()).select_from(undo)).scalar_one())
+
+
+def forget(database: Database, chunks: ChunkTable, undo_table: str) -> None:
+    """Remove the undo table: the old ids cannot be put back any more. Nothing happens when there is none."""
+    if undo_rows(database, chunks, undo_table) is None:
+        return
+    schema = chunks.table.rpartition(".")[0] or None
+    with database.transaction() as connection:
+        sa.Table(undo_table, sa.MetaData(), schema=schema).drop(connection, checkfirst=True)
 
 
 def _column(table: sa.Table, name: str) -> sa.Column[Any]:

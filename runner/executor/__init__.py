@@ -12,15 +12,18 @@ from typing import Any
 
 from runner import crash
 from runner.documents import chunks as chunk_tables
-from runner.errors import Permanent, VerificationFailed
-from runner.executor import copy, verify
+from runner.errors import Permanent
+from runner.executor import catchup, copy, verify
+from runner.executor.flow import retried
 from runner.lock import Keeper, Lease
 from runner.plan import (
+    CatchUp,
     ClearCollection,
     CopyPoints,
     CreateCollection,
     DropCollection,
     FinishCollection,
+    Hold,
     Place,
     Plan,
     RestoreIds,
@@ -74,21 +77,25 @@ class NotOurs(Permanent):
 
 def is_partitioned(step: Any) -> bool:
     """Whether a step is worked on in partitions."""
-    return isinstance(step, CopyPoints | VerifyPoints)
+    return isinstance(step, CopyPoints | VerifyPoints | CatchUp)
 
 
 def cut(run: Run, number: int) -> None:
     """Store the partition table of a step, once, before its first write."""
     step = run.plan.steps[number]
-    assert isinstance(step, CopyPoints | VerifyPoints)
+    assert isinstance(step, CopyPoints | VerifyPoints | CatchUp)
     source = run.world.store(step.source.connection)
-    if run.dry and isinstance(step, VerifyPoints):
+    if run.dry and not isinstance(step, CopyPoints):
         ranges = []  # there is nothing to compare with
+    elif catchup.in_passes(step):
+        ranges = catchup.ranges(run, number, step)
     elif isinstance(step, CopyPoints):
         ranges = copy.ranges(step, source, run.hands, run.sample)
     else:
+        assert isinstance(step, VerifyPoints)
         ranges = verify.ranges(step, source, run.hands)
-    run.ledger.cut(run.lease, number, ranges, fingerprint(ranges))
+    claim = catchup.first_claim(run, number, step) if catchup.in_passes(step) and not run.dry else 0
+    run.ledger.cut(run.lease, number, ranges, fingerprint(ranges), claim=claim)
     crash.point(step.type, "cut")
 
 
@@ -100,8 +107,13 @@ def fingerprint(ranges: list[KeyRange]) -> str:
 def work(run: Run, number: int, part: int) -> bool:
     """Work on one partition for at most SLICE_SECONDS. True when it is done or set aside, False to be called again."""
     step = run.plan.steps[number]
+    assert isinstance(step, CopyPoints | VerifyPoints | CatchUp)
+    for place in (step.source, step.target):  # before anything is claimed: a store may just be restarting
+        retried(lambda name=place.connection: run.world.store(name), run.limits, run.stop)  # type: ignore[misc]
     if isinstance(step, CopyPoints):
         return copy.work(run, number, step, part, SLICE_SECONDS)
+    if catchup.in_passes(step):
+        return catchup.work(run, number, step, part, SLICE_SECONDS)
     assert isinstance(step, VerifyPoints)
     return verify.work(run, number, step, part, SLICE_SECONDS)
 
@@ -110,23 +122,20 @@ def finish(run: Run, number: int) -> dict[str, Any]:
     """After all partitions of a step: totals, and whether they are right."""
     step = run.plan.steps[number]
     parts = run.ledger.partitions_of(run.run, number)
-    result: dict[str, Any] = {"read": sum(part.read for part in parts), "done": sum(part.done for part in parts)}
+    if catchup.in_passes(step) and not run.dry:
+        return catchup.finish(run, number, step, parts)
+    result: dict[str, Any] = {
+        key: sum(getattr(part, key) for part in parts) for key in ("read", "done", "batches", "retries")
+    }
     if isinstance(step, VerifyPoints):
         result |= verify.conclude(run, number, step, result["read"], result["done"])
-        if result["differences"]:
-            raise VerificationFailed(
-                "Source and target differ",
-                "\n".join(result["differences"]),
-                "Nothing was switched. Look at it with vecrun logs, copy again after a rollback: vecrun rollback "
-                + run.plan.job,
-            )
+        verify.refuse_differences(run.plan.job, result["differences"])
     return result
 
 
 def again(run: Run, number: int, result: dict[str, Any]) -> bool:
-    """Whether a step that went through its partitions has to go through them once more."""
-    del run, number, result
-    return False
+    """Whether a step that went through its partitions has to go through them once more, beginning with `result`."""
+    return not run.dry and catchup.again(run, number, result)
 
 
 def do(run: Run, number: int) -> dict[str, Any]:
@@ -156,6 +165,8 @@ def do(run: Run, number: int) -> dict[str, Any]:
             return {}
         case ClearCollection():
             return {"deleted": copy.clear(run, step)}
+        case Hold():
+            return catchup.hold(run, number, step)
         case SwitchAlias():
             store = run.world.store(step.connection)
             if not run.dry:
@@ -167,7 +178,7 @@ def do(run: Run, number: int) -> dict[str, Any]:
         case RewriteIds():
             if run.dry:
                 return {"rows": 0}
-            pages = [(name, run.ledger.mapping(run.run, name)) for name, _ in step.collections]
+            pages = [(name, catchup.changed(run.ledger.mapping(run.run, name))) for name, _ in step.collections]
             database = run.world.database(step.chunks.connection)
             return {"rows": chunk_tables.rewrite(database, step.chunks, step.undo_table, pages)}
         case RestoreIds():
@@ -185,11 +196,11 @@ def _refuse_more_points(run: Run, step: DropCollection, store: Store) -> None:
     """The source at the end of a move: points that came since nobody has copied."""
     if store.inspect(step.target.collection) is None or step.points is None:
         return
-    held = store.count(step.target.collection)
-    if held > step.points:
+    held, expected = store.count(step.target.collection), catchup.caught_up(run, step.target, step.points)
+    if held > expected:
         raise NotOurs(
             "The collection holds more points than the plan deletes",
-            f"{step.target} holds {held:,} points, the plan says {step.points:,}",
+            f"{step.target} holds {held:,} points, {expected:,} were expected",
             f"Save or remove the new ones, then: vecrun resume {run.plan.job}",
         )
 

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -81,9 +82,9 @@ class Reader:
                     if self.limit is not None and read >= self.limit:
                         return
                     if len(batch):
-                        last, read, failures = batch.ids[-1], read + len(batch), 0
                         changed, mapped = self.transform.apply(batch)
-                        self.check(changed)
+                        self.check(changed)  # it may ask the target: when that fails, this batch is read again
+                        last, read, failures = batch.ids[-1], read + len(batch), 0
                         crash.point("read", "after_read")
                         yield Moved(changed, last, len(batch), mapped)
                     if stop.is_set():
@@ -116,7 +117,13 @@ def read_ahead(reader: Reader, limits: Limits, stop: threading.Event, seconds: f
         except BaseException as exc:  # handed to the writer, which raises it
             put(exc)
 
-    thread = threading.Thread(target=run, name=f"read-{reader.place.collection}-{reader.partition.part}", daemon=True)
+    # in our context: what a client warns of there belongs to this run
+    thread = threading.Thread(
+        target=copy_context().run,
+        args=(run,),
+        name=f"read-{reader.place.collection}-{reader.partition.part}",
+        daemon=True,
+    )
     deadline = time.monotonic() + seconds
     thread.start()
     try:

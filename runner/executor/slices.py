@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from runner import crash
 from runner.errors import LeaseLost, Transient, VecrunError
@@ -50,6 +50,7 @@ class Done:
     mapped: Sequence[tuple[PointId, PointId]] = ()
     found: Sequence[tuple[PointId, str]] = ()
     retries: int = 0  # tries after transient errors
+    notes: dict[str, Any] | None = None  # what the step keeps of the partition so far, if it keeps anything
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,7 @@ def _work(run: Run, number: int, partition: Partition, seconds: float, task: Tas
             now = replace(
                 now, cursor=item.last, read=now.read + (item.read if result.compared is None else result.compared),
                 done=now.done + result.points, batches=now.batches + 1, retries=now.retries + result.retries,
+                notes=now.notes if result.notes is None else result.notes,
             )  # fmt: skip
             mapped += result.mapped
             found += result.found

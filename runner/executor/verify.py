@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from runner.errors import VerificationFailed
 from runner.executor import slices
 from runner.executor.flow import Moved, Reader, retried
 from runner.executor.slices import Done, Task
@@ -105,6 +106,16 @@ def conclude(run: Run, number: int, step: VerifyPoints, read: int, equal: int) -
         "equal": equal,
         "differences": found,
     }
+
+
+def refuse_differences(job: str, found: list[str]) -> None:
+    """VerificationFailed when there are any."""
+    if found:
+        raise VerificationFailed(
+            "Source and target differ",
+            "\n".join(found),
+            f"Nothing was switched. Look at it with vecrun logs, copy again after a rollback: vecrun rollback {job}",
+        )
 
 
 def differences(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from runner.plan import (
+    CatchUp,
     ClearCollection,
     CopyPoints,
     CreateCollection,
     DropCollection,
     Fact,
     FinishCollection,
+    Hold,
     Notice,
     Plan,
     RestoreIds,
@@ -60,7 +62,28 @@ def step_line(step: Step) -> str:
             what = {"full": "every point", "sample": f"{number(step.sample)} sampled points", "count": "the counts"}[
                 step.mode
             ]
+            if step.live is not None:
+                return (
+                    f"verify {what} of {step.target} against {step.source}; what moved meanwhile is copied and compared again, "
+                    f"until a pass meets at most {number(step.live.bound)} such points; stop here if one still differs"
+                )
             return f"verify {what} of {step.target} against {step.source}; stop here if anything differs"
+        case CatchUp(phase="before"):
+            until = f"at most {number(step.live.bound)} points" if step.live.bound else "nothing"
+            return (
+                f"bring over what was written to {step.source} since, {_by(step)}; until a pass repairs {until}, "
+                f"in at most {step.live.passes} passes"
+            )
+        case CatchUp():
+            what = "new points, newer contents and deletions" if step.live.field else "new points"
+            rows = f", with their rows in {step.chunks.table}" if step.chunks else ""
+            return (
+                f"bring over what was written to {step.source} up to the switch, {_by(step)}: {what}{rows}; until a pass "
+                f"finds nothing, in at most {step.live.passes} passes"
+            )
+        case Hold():
+            sources = ", ".join(str(source) for source, _target in step.collections)
+            return f"wait until the writers of {sources} are stopped and an operator says so: vecrun resume"
         case RewriteIds():
             where = f"{step.chunks.connection}: {step.chunks.table}.{step.chunks.vector_id_column}"
             return (
@@ -83,6 +106,10 @@ def step_line(step: Step) -> str:
             held = f" with {number(step.points)} points" if step.points is not None else ""
             return f"drop collection {step.target}{held} ({step.why})"
     raise AssertionError(step)
+
+
+def _by(step: CatchUp) -> str:
+    return f"by {step.live.field}" if step.live.field else "by ids and content"
 
 
 def index_text(schema: CollectionSchema) -> str:
@@ -150,7 +177,7 @@ def summary(plan: Plan) -> str:
         match step:
             case CreateCollection():
                 count["create"] += 1
-            case RewriteIds() | RestoreIds():
+            case RewriteIds() | RestoreIds() | CatchUp():
                 count["change"] += 1
             case SwitchAlias() | SetServing():
                 count["switch"] += 1

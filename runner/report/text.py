@@ -9,8 +9,8 @@ from runner.plan import Action, Plan
 from runner.report import phrases
 
 if TYPE_CHECKING:
-    from runner.commands.application import Outcome
     from runner.commands.comparison import Verified
+    from runner.commands.execution import Outcome
     from runner.commands.history import RunStatus
     from runner.commands.operation import ConnectionTest
     from runner.commands.validation import Validation
@@ -91,6 +91,15 @@ def outcome(value: Outcome) -> str:
                 f"  verified ({result['mode']}): source {result['source']:,}, target {result['target']:,}, "
                 f"compared {result['compared']:,}, equal {result['equal']:,}"
             )
+            if result.get("moved"):
+                lines.append(f"  {result['moved']:,} had moved meanwhile and were brought over")
+        elif step["type"] == "catch_up":
+            repaired = ", ".join(f"{count:,}" for count in result["repaired"])
+            passes = "1 pass" if result["passes"] == 1 else f"{result['passes']:,} passes"
+            text = f"  caught up in {passes}, points repaired: {repaired}"
+            if result["left"]:
+                text += f"; {result['left']:,} points differ, and nothing says which side is newer"
+            lines.append(text)
         elif step["type"] == "rewrite_ids":
             lines.append(f"  rewrote {result['rows']:,} rows")
         elif step["type"] == "restore_ids":
@@ -137,6 +146,12 @@ def status(value: RunStatus) -> str:
     ]
     if run["finished"]:
         lines.append(f"  finished  {run['finished']}")
+    elif run["status"] in ("pending", "running"):
+        crew = (
+            [] if value.workers is None else [f"{value.workers} workers alive", f"{value.at_work} partitions at work"]
+        )
+        who = f"coordinated by {value.coordinator}" if value.coordinator else "nobody coordinates it yet"
+        lines.append("  at work   " + ", ".join([who, *crew]))
     if value.seconds_left is not None:
         lines.append(f"  time left about {phrases.duration(value.seconds_left)}")
     if run["error"]:
@@ -146,7 +161,8 @@ def status(value: RunStatus) -> str:
         state = "begun" if item["status"] == "running" and run["status"] != "running" else item["status"]
         lines.append(f"  {number:>2} {state:<8} {phrases.step_line(item['step'])}{parts}")
     if run["status"] == "running":
-        lines.append(f"  stop it: vecrun pause {run['job']} · if its process is gone: vecrun resume {run['job']}")
+        gone = "" if value.workers is not None else f" · if its process is gone: vecrun resume {run['job']}"
+        lines.append(f"  stop it: vecrun pause {run['job']}{gone}")
     elif run["status"] in ("failed", "paused", "cancelled"):
         lines.append(f"  go on: vecrun resume {run['job']} · undo: vecrun rollback {run['job']}")
     return "\n".join(lines)

@@ -562,10 +562,10 @@ def test_a_state_file_cut_in_half_is_never_taken_for_none(ws: Workspace) -> None
     assert ws.world() == before
     path.write_text(whole)
     assert run("rollback", "move", "--auto-approve").exit_code == 0
-    # from now on the version before is beside it, and the message says so
+    # from now on the version before is in the history, and the message says so
     path.write_text("")
-    refused(run("plan", "jobs/move.yaml"), 1, "A state file is damaged", "move.json.backup", "copy it over")
-    path.write_text(path.with_suffix(".json.backup").read_text())
+    refused(run("plan", "jobs/move.yaml"), 1, "A state file is damaged", "history/move.1.json", "copy it over")
+    path.write_text((path.parent / "history" / "move.1.json").read_text())
     assert run("plan", "jobs/move.yaml").exit_code == 0
 
 
@@ -592,9 +592,9 @@ def test_a_ledger_of_a_newer_format_or_none_at_all(ws: Workspace) -> None:
     ledger = ws.root / "state" / "ledger.db"
     Ledger(f"sqlite:///{ledger}").close()
     with sqlite3.connect(ledger) as connection:
-        connection.execute("PRAGMA user_version = 99")
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
     connection.close()
-    refused(run("plan", "jobs/move.yaml"), 1, "The ledger has a newer format", "version 99", "Use the newer vecrun")
+    refused(run("plan", "jobs/move.yaml"), 1, "The ledger has a newer format", "revision 9999", "Use the newer vecrun")
     for side in ledger.parent.glob("ledger.db*"):
         side.unlink()
     ledger.write_bytes(b"garbage" * 1000)

@@ -446,7 +446,7 @@ def test_pause_status_and_resume_from_other_processes(slow: Workspace) -> None:
         shown = run("status", "move")
         assert "apply is running" in shown.stdout
         assert "time left about" in shown.stdout
-        assert "started" in run("logs", "move").stdout
+        assert "apply of job move" in run("logs", "move").stdout
         assert "job:move" in run("lock", "list").stdout
         second = run("resume", "move")
         assert second.exit_code == 11
@@ -480,7 +480,7 @@ def test_cancel_leaves_the_source_and_says_what_is_left_behind(slow: Workspace) 
     with slow.start("apply", "jobs/move.yaml", "--auto-approve") as applying:
         until(lambda: at_work(slow))
         asked = run("cancel", "move")
-        assert "The source is untouched" in asked.stdout
+        assert "a/kb is untouched" in asked.stdout
         assert "b/kb2" in asked.stdout
         assert "vecrun rollback move" in asked.stdout
         applying.communicate(timeout=30)
@@ -578,7 +578,7 @@ def test_secrets_of_environment_and_files_appear_nowhere(ws: Workspace, monkeypa
     assert "sesame" not in said, [line for line in said.splitlines() if "sesame" in line]
     for folder in ("plans", "state"):
         for path in (ws.root / folder).rglob("*"):
-            assert b"sesame" not in path.read_bytes(), path
+            assert path.is_dir() or b"sesame" not in path.read_bytes(), path
 
 
 def test_an_internal_error_is_told_without_a_traceback_unless_asked(ws: Workspace) -> None:

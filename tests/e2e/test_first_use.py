@@ -39,7 +39,7 @@ def test_a_sqlite_file_is_found_from_anywhere(ws: Workspace, tmp_path: Path, mon
 
 
 def test_a_ledger_file_lies_in_the_workspace(ws: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ws.write("vecrun.yaml", SETTINGS + "state: {ledger: 'sqlite:///runs.db'}\n")
+    ws.write("vecrun.yaml", SETTINGS + "state: {database: 'sqlite:///runs.db'}\n")
     ws.fill(5)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()

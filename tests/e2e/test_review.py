@@ -424,6 +424,7 @@ def test_a_column_that_cannot_hold_the_new_ids_is_found_in_the_plan(chunks: Work
 
 
 def test_two_jobs_that_end_at_once_keep_both_pointers(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    ws.write("vecrun.yaml", SETTINGS + "limits: {runs: 3, runs_per_source: 3}\n")
     ws.fill()
     plans = []
     for number in range(3):

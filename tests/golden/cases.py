@@ -75,6 +75,23 @@ def everything(ws: Workspace) -> Plan:
     return ws.plan()
 
 
+def live(ws: Workspace) -> Plan:
+    """A source that is written to, with ids that are mapped; without a field, so that it is not accepted yet."""
+    put(ws, "kb", 40)
+    ws.write("jobs/move.yaml", JOB.replace("to: kb2", "to: kb2\n      ids: {mode: uuid5}") + "  live: {bound: 10}\n")
+    return ws.plan()
+
+
+def hold(ws: Workspace) -> Plan:
+    """The same by a field, with a hold before the cutover; the source is deleted at the end."""
+    put(ws, "kb", 40)
+    ws.write(
+        "jobs/move.yaml",
+        JOB + "  live: {field: chunk, hold: true}\n  source_after: delete\n  accept: [{code: VD101, reason: moved}]\n",
+    )
+    return ws.plan()
+
+
 def blocked(ws: Workspace) -> Plan:
     """A target with other dimensions and points in it."""
     put(ws, "kb", 40)
@@ -96,6 +113,8 @@ def rollback(ws: Workspace) -> Plan:
 CASES: dict[str, Callable[[Workspace], Plan]] = {
     "simple": simple,
     "everything": everything,
+    "live": live,
+    "hold": hold,
     "blocked": blocked,
     "rollback": rollback,
 }

@@ -1,72 +1,33 @@
-"""Plans, state files, the ledger and its leases: what is written down, and who may write it
-(G5, G7, G9, O1, O3; A6 for the log). The ledger on SQLite and on PostgreSQL.
+"""Plans and the ledger: what is written down of a run, and that nothing gets past its fencing token
+(G5, G9, O1, O3; A6 for the log). The ledger on SQLite and on PostgreSQL.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from runner import lock
-from runner.errors import LeaseLost, LockHeld, NotFound, PlanRefused, VecrunError, register_secret
-from runner.ledger import Ledger
-from runner.lock import Keeper, Lease
+from runner.errors import ClaimLost, LeaseLost, NotFound, PlanRefused, VecrunError, register_secret
+from runner.ledger import Ledger, Partition
+from runner.lock import Lease
 from runner.plan import (
-    ChunkTable,
     ClearCollection,
-    CopyPoints,
-    CreateCollection,
     DropCollection,
-    FinishCollection,
     Notice,
-    Place,
-    Plan,
     RestoreIds,
-    RewriteIds,
     SetServing,
-    Step,
     SwitchAlias,
-    VerifyPoints,
     loads,
     reversed_steps,
 )
-from runner.points import CollectionSchema, Distance, IdKind, KeyRange, VectorField
-from runner.state import State, StateDirectory, write_atomically
+from runner.points import KeyRange
 from runner.store import Problem
-
-SOURCE, TARGET = Place(connection="a", collection="kb"), Place(connection="b", collection="kb2")
-SCHEMA = CollectionSchema(
-    name="kb2", id_kind=IdKind.INT, vectors=(VectorField(name="", dimension=4, distance=Distance.DOT),)
-)
-CHUNKS = ChunkTable(connection="app", table="chunks", id_column="id", vector_id_column="vector_id")
-STEPS: tuple[Step, ...] = (
-    CreateCollection(target=TARGET, schema=SCHEMA),
-    CopyPoints(source=SOURCE, target=TARGET, target_schema=SCHEMA, points=3),
-    FinishCollection(target=TARGET, schema=SCHEMA),
-    VerifyPoints(source=SOURCE, target=TARGET, target_schema=SCHEMA, points=3),
-    RewriteIds(chunks=CHUNKS, undo_table="undo", collections=(("kb", "kb2"),), rows=3),
-    SwitchAlias(connection="b", alias="live", before="old", after="kb2"),
-    SetServing(name="live", before=None, after=TARGET),
-)
-
-
-def plan(**changes: Any) -> Plan:
-    values: dict[str, Any] = {
-        "tool_version": "0", "created": "2026-11-20T10:00:00+00:00", "job": "move", "kind": "VectorMigration",
-        "lineage": "l", "serial": 0, "spec_digest": "sha256:s", "connections": {"a": "x", "b": "y"}, "steps": STEPS,
-    }  # fmt: skip
-    return Plan(**(values | changes)).sealed()
-
+from tests.unit.sample import CHUNKS, SOURCE, STEPS, TARGET, plan
 
 # Plans --------------------------------------------------------------------------------------------------------------
 
@@ -156,193 +117,28 @@ def test_which_findings_block(code: str, reason: str, blocks: bool) -> None:
     assert Notice.of(Problem(code, "m"), "w", reason).blocking is blocks
 
 
-# State --------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def states(tmp_path: Path) -> StateDirectory:
-    return StateDirectory(tmp_path / "state")
-
-
-class Free(nullcontext[None]):
-    """A lease that is ours."""
-
-
-free = Free()
-
-
-def test_the_serial_moves_with_the_content_only(states: StateDirectory) -> None:
-    fresh = states.load("move")
-    assert fresh.serial == 0
-    one = states.save(fresh.model_copy(update={"status": "applied"}), free)
-    assert one.serial == 1
-    assert states.save(one, free) == one
-    assert states.load("move") == one
-    assert states.jobs() == ["move"]
-
-
-def test_a_state_that_moved_meanwhile_is_not_overwritten(states: StateDirectory) -> None:
-    fresh = states.load("move")
-    one = states.save(fresh.model_copy(update={"status": "applied"}), free)
-    with pytest.raises(PlanRefused, match="moved meanwhile"):
-        states.save(fresh.model_copy(update={"status": "rolled_back"}), free)
-    with pytest.raises(PlanRefused):
-        states.save(one.model_copy(update={"lineage": "another", "status": "rolled_back"}), free)
-    assert states.load("move") == one
-
-
-def test_the_version_before_stays_as_backup(states: StateDirectory) -> None:
-    one = states.save(states.load("move").model_copy(update={"status": "applied"}), free)
-    states.save(one.model_copy(update={"status": "rolled_back"}), free)
-    backup = states.directory / "move.json.backup"
-    assert State.model_validate_json(backup.read_text()) == one
-    assert states.jobs() == ["move"]
-
-
-def test_without_the_lease_nothing_is_written(states: StateDirectory) -> None:
-    @contextmanager
-    def lost() -> Iterator[None]:
-        raise LeaseLost("gone")
-        yield
-
-    with pytest.raises(LeaseLost):
-        states.save(states.load("move").model_copy(update={"status": "applied"}), lost())
-    assert not (states.directory / "move.json").exists()
-
-
-def test_lineage_is_the_same_for_one_place_and_another_elsewhere(tmp_path: Path) -> None:
-    one, two = StateDirectory(tmp_path / "one"), StateDirectory(tmp_path / "two")
-    assert one.load("move").lineage == one.load("move").lineage
-    assert len({one.load("move").lineage, one.load("other").lineage, two.load("move").lineage}) == 3
-
-
-def test_a_newer_minor_is_read_and_a_newer_major_refused(states: StateDirectory) -> None:
-    states.save(states.load("move").model_copy(update={"status": "applied"}), free)
-    path = states.directory / "move.json"
-    path.write_text(path.read_text().replace('"1.0"', '"1.9", "new_key": 1'))
-    assert states.load("move").status == "applied"
-    path.write_text(path.read_text().replace('"1.9"', '"2.0"'))
-    with pytest.raises(VecrunError, match="newer format"):
-        states.load("move")
-
-
-def test_files_are_replaced_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
-    path = tmp_path / "f"
-    write_atomically(path, "old")
-    with pytest.raises(UnicodeEncodeError):
-        write_atomically(path, "new \ud800")
-    with pytest.raises(VecrunError):
-        write_atomically(tmp_path / "no" / "f", "x")
-    assert path.read_text() == "old"
-    assert [item.name for item in tmp_path.iterdir() if not item.name.endswith(".tmp")] == ["f"]
-
-
 # The ledger ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ledger]:
-    if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path}/ledger.db"
-    else:
-        url = request.getfixturevalue("pg_database").replace("postgresql://", "postgresql+psycopg://")
-    made = Ledger(url)
-    yield made
-    made.close()
+def taken(ledger: Ledger, lease: Lease, step: int = 1, part: int = 0, **changes: Any) -> Partition:
+    """A partition that is ours, moved on by `changes`."""
+    found = ledger.take(lease, step, part, "w1")
+    assert found is not None
+    return replace(found, **changes)
 
 
-@pytest.fixture
-def lease(ledger: Ledger) -> Lease:
-    """A run with its plan, under a lease."""
-    held = ledger.acquire(["job:move", "collection:b/kb2"], "r-1", 60)
-    ledger.start_run(held, plan(), plan().dumps())
-    return held
-
-
-def test_a_name_is_held_by_one(ledger: Ledger) -> None:
-    first = ledger.acquire(["x", "y"], "r-1", 60)
-    with pytest.raises(LockHeld, match=r"y is held by .* for run r-1"):
-        ledger.acquire(["y", "z"], "r-2", 60)
-    assert [row["name"] for row in ledger.holders()] == ["x", "y"]  # all or none: z was not taken
-    ledger.release(first)
-    assert ledger.holders() == []
-    second = ledger.acquire(["y"], "r-2", 60)
-    assert dict(second.tokens)["y"] == dict(first.tokens)["y"] + 1
-    ledger.release(first)  # late, and without effect
-    with ledger.guarded(second):
-        pass
-
-
-def test_of_many_at_once_one_wins(ledger: Ledger) -> None:
-    for number in range(5):
-        won: list[Lease] = []
-        barrier = threading.Barrier(6)
-
-        def take(won: list[Lease] = won, barrier: threading.Barrier = barrier, number: int = number) -> None:
-            barrier.wait()
-            with contextlib.suppress(LockHeld):
-                won.append(ledger.acquire(["x"], f"r-{number}", 60))
-
-        threads = [threading.Thread(target=take) for _ in range(6)]
-        for item in threads:
-            item.start()
-        for item in threads:
-            item.join()
-        assert len(won) == 1
-        ledger.release(won[0])
-
-
-def test_a_lease_that_ran_out_is_lost_and_free(ledger: Ledger) -> None:
-    old = ledger.acquire(["x"], "r-1", 0.05)
-    time.sleep(0.1)
-    with pytest.raises(LeaseLost), ledger.guarded(old):
-        pass
-    new = ledger.acquire(["x"], "r-2", 60)
-    with pytest.raises(LeaseLost):
-        ledger.renew(old, 60)
-    with ledger.guarded(new):
-        pass
-
-
-def test_a_dead_process_of_this_host_is_replaced_at_once(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    code = f"from runner.ledger import Ledger\nLedger({ledger.url!r}).acquire(['x'], 'r-dead', 3600)\n"
-    subprocess.run([sys.executable, "-c", code], check=True)
-    assert ledger.holders()[0]["run"] == "r-dead"
-    monkeypatch.setattr(lock.socket, "gethostname", lambda: "another-host")
-    with pytest.raises(LockHeld):  # from another host nobody knows whether it lives
-        ledger.acquire(["x"], "r-2", 60)
-    monkeypatch.undo()
-    assert dict(ledger.acquire(["x"], "r-2", 60).tokens) == {"x": 2}
-
-
-def test_an_operator_frees_only_what_was_looked_at(ledger: Ledger, lease: Lease) -> None:
-    token = dict(lease.tokens)["job:move"]
-    assert not ledger.force_release("job:move", token + 1)
-    assert ledger.force_release("job:move", token)
-    assert not ledger.force_release("job:move", token)
-    with pytest.raises(LeaseLost), ledger.guarded(lease):
-        pass
-
-
-def test_a_keeper_renews_and_says_when_it_cannot(ledger: Ledger, lease: Lease) -> None:
-    stop = threading.Event()
-    ledger.renew(lease, 0.4)
-    with Keeper(ledger, lease, 0.4, stop) as keeper:
-        time.sleep(0.8)
-        assert keeper.error is None
-        ledger.force_release("job:move", dict(lease.tokens)["job:move"])
-        assert stop.wait(5)
-    assert isinstance(keeper.error, LeaseLost)
-
-
+#: A partition as a worker holds it that took it before the lease was lost.
+STALE = Partition(0, KeyRange(None, 5), "running", 9, 9, 9, 0, None, claim=1)
 GUARDED: dict[str, Callable[[Ledger, Lease], object]] = {
     "renew": lambda ledger, lease: ledger.renew(lease, 1),
     "set_run": lambda ledger, lease: ledger.set_run(lease, status="completed"),
+    "hold": lambda ledger, lease: ledger.hold(lease, status="completed"),
     "set_step": lambda ledger, lease: ledger.set_step(lease, 1, "done"),
     "cut": lambda ledger, lease: ledger.cut(lease, 3, [KeyRange()], "f"),
-    "take": lambda ledger, lease: ledger.take(lease, 1, 0),
-    "checkpoint": lambda ledger, lease: ledger.checkpoint(lease, 1, 0, cursor=9, read=9, done=9),
-    "fail_partition": lambda ledger, lease: ledger.fail_partition(lease, 1, 0, "x", "failed"),
+    "take": lambda ledger, lease: ledger.take(lease, 1, 1),
+    "checkpoint": lambda ledger, lease: ledger.checkpoint(lease, 1, STALE),
+    "fail_partition": lambda ledger, lease: ledger.fail_partition(lease, 1, STALE, "x"),
+    "report": lambda ledger, lease: ledger.report(lease, VecrunError("x")),
     "reopen": lambda ledger, lease: ledger.reopen(lease, 1),
     "restart_step": lambda ledger, lease: ledger.restart_step(lease, 1),
 }
@@ -350,6 +146,7 @@ GUARDED: dict[str, Callable[[Ledger, Lease], object]] = {
 
 def test_no_write_of_a_run_gets_past_the_fencing_token(ledger: Ledger, lease: Lease) -> None:
     ledger.cut(lease, 1, [KeyRange(None, 5), KeyRange(5, None)], "f1")
+    taken(ledger, lease)
     before = ledger.run("r-1"), ledger.steps_of("r-1"), ledger.partitions_of("r-1", 1)
     ledger.force_release("collection:b/kb2", dict(lease.tokens)["collection:b/kb2"])
     ledger.acquire(["collection:b/kb2"], "r-2", 60)
@@ -370,22 +167,85 @@ def test_a_table_of_partitions_is_cut_once(ledger: Ledger, lease: Lease) -> None
 def test_a_partition_counts_its_deliveries_until_it_moves(ledger: Ledger, lease: Lease) -> None:
     ledger.cut(lease, 1, [KeyRange()], "f")
     for number in range(3):
-        taken = ledger.take(lease, 1, 0)
-        assert taken is not None
-        assert taken.deliveries == number
-    ledger.checkpoint(lease, 1, 0, cursor="a", read=5, done=4)
-    part = ledger.take(lease, 1, 0)
-    assert part is not None
-    assert (part.deliveries, part.cursor, part.read, part.done) == (0, "a", 5, 4)
-    ledger.fail_partition(lease, 1, 0, "broken", "failed")
+        assert taken(ledger, lease).deliveries == number
+        ledger.reopen(lease, 1)  # its worker died
+    ledger.checkpoint(lease, 1, taken(ledger, lease, cursor="a", read=5, done=4, status="pending"))
+    part = taken(ledger, lease)
+    assert (part.deliveries, part.cursor, part.read, part.done, part.worker) == (0, "a", 5, 4, "w1")
+    ledger.fail_partition(lease, 1, part, "broken")
     assert ledger.take(lease, 1, 0) is None
+    assert ledger.partitions_of("r-1", 1)[0].error == "broken"
     ledger.reopen(lease, 1)
-    again = ledger.take(lease, 1, 0)
-    assert again is not None
-    assert again.cursor == "a"
-    ledger.checkpoint(lease, 1, 0, cursor=None, read=5, done=5, status="done")
+    part = taken(ledger, lease)
+    assert part.cursor == "a"
+    ledger.checkpoint(lease, 1, replace(part, cursor=None, done=5, status="done"))
     assert ledger.take(lease, 1, 0) is None
     assert ledger.partitions_of("r-1", 1)[0].cursor == "a"
+    assert ledger.take(lease, 1, 7) is None  # there is no such partition
+
+
+def test_of_two_workers_with_one_partition_the_later_counts(ledger: Ledger, lease: Lease) -> None:
+    ledger.cut(lease, 1, [KeyRange()], "f")
+    old = taken(ledger, lease)
+    assert ledger.take(lease, 1, 0, "w2") is None  # it is taken
+    ledger.reopen(lease, 1)
+    new = ledger.take(lease, 1, 0, "w2")
+    assert new is not None
+    assert new.claim > old.claim
+    assert ledger.checkpoint(lease, 1, replace(new, cursor=5, read=5, done=5))
+    for write in (
+        lambda: ledger.checkpoint(lease, 1, replace(old, cursor=9, read=9, done=9), mapped=[(1, 2)], collection="kb"),
+        lambda: ledger.fail_partition(lease, 1, old, "late"),
+    ):
+        with pytest.raises(ClaimLost):
+            write()
+    held = ledger.partitions_of("r-1", 1)[0]
+    assert (held.status, held.cursor, held.done, held.worker) == ("running", 5, 5, "w2")
+    assert list(ledger.mapping("r-1", "kb")) == []  # all of the late checkpoint is refused, not only its cursor
+    assert ledger.checkpoint(lease, 1, replace(new, cursor=6, status="pending"))  # handed back
+    assert ledger.partitions_of("r-1", 1)[0].status == "pending"
+    assert taken(ledger, lease).cursor == 6
+
+
+def test_a_checkpoint_says_when_the_run_is_to_stop(ledger: Ledger, lease: Lease) -> None:
+    ledger.cut(lease, 1, [KeyRange()], "f")
+    part = taken(ledger, lease, cursor=1, read=1, done=1)
+    assert ledger.checkpoint(lease, 1, part)
+    assert ledger.ask("r-1", "pause", "paused")
+    assert not ledger.checkpoint(lease, 1, replace(part, cursor=2))
+    assert ledger.partitions_of("r-1", 1)[0].cursor == 2  # written all the same
+
+
+def test_a_wish_reaches_whoever_works_and_else_is_fulfilled_at_once(ledger: Ledger, lease: Lease) -> None:
+    assert ledger.ask("r-1", "pause", "paused")
+    assert (ledger.run("r-1")["status"], ledger.wish("r-1")) == ("running", ("pause", None))
+    ledger.report(lease, VecrunError("too late", "it stops anyway"))
+    assert ledger.wish("r-1") == ("pause", None)
+    ledger.set_run(lease, control=None)
+    ledger.report(lease, NotFound("first", "here", "so"))
+    ledger.report(lease, NotFound("second"))
+    control, problem = ledger.wish("r-1")
+    assert control == "stop"
+    assert problem == {"error": "NotFound", "summary": "first", "detail": "here", "hint": "so"}
+    ledger.release(lease)
+    assert ledger.ask("r-1", "cancel", "cancelled")
+    assert (ledger.run("r-1")["status"], ledger.run("r-1")["control"]) == ("cancelled", None)
+    ledger.mark_run("r-1", status="rolled_back")
+    assert not ledger.ask("r-1", "pause", "paused")
+    assert not ledger.ask("r-2", "pause", "paused")
+    assert ledger.run("r-1")["status"] == "rolled_back"
+
+
+def test_a_run_is_begun_once_and_tells_its_lease(ledger: Ledger, lease: Lease) -> None:
+    ledger.start_run(lease, plan(steps=()), "another text")
+    assert ledger.run("r-1")["plan"] == plan().dumps()
+    assert len(ledger.steps_of("r-1")) == len(STEPS)
+    assert ledger.lease_of("r-1") == lease
+    ledger.release(lease)
+    later = ledger.acquire(["job:move", "collection:b/kb2"], "r-1", 60, shared={"slot": 2})
+    ledger.hold(later, status="running")
+    assert ledger.lease_of("r-1") == later
+    assert later.token == lease.token + 1
 
 
 ODD_IDS: list[int | str] = [42, "42", -(2**63), 2**64 - 1, "", "a'b\\", "日本語", "x" * 2000]
@@ -393,13 +253,15 @@ ODD_IDS: list[int | str] = [42, "42", -(2**63), 2**64 - 1, "", "a'b\\", "日本�
 
 def test_cursors_and_mappings_keep_every_id_as_it_is(ledger: Ledger, lease: Lease) -> None:
     ledger.cut(lease, 1, [KeyRange()], "f")
+    part = taken(ledger, lease, read=1, done=1)
     for item in ODD_IDS:
-        ledger.checkpoint(lease, 1, 0, cursor=item, read=1, done=1, found=[(item, "differs")])
+        ledger.checkpoint(lease, 1, replace(part, cursor=item), found=[(item, "differs")])
         assert ledger.partitions_of("r-1", 1)[0].cursor == item
     pairs: list[tuple[int | str, int | str]] = [(item, f"new-{number}") for number, item in enumerate(ODD_IDS)]
+    part = replace(part, cursor=1)
     for _ in range(2):  # a batch may be repeated
-        ledger.checkpoint(lease, 1, 0, cursor=1, read=1, done=1, mapped=pairs, collection="kb")
-    ledger.checkpoint(lease, 1, 0, cursor=1, read=1, done=1, mapped=[(1, 2)], collection="other")
+        ledger.checkpoint(lease, 1, part, mapped=pairs, collection="kb")
+    ledger.checkpoint(lease, 1, part, mapped=[(1, 2)], collection="other")
     pages = list(ledger.mapping("r-1", "kb", size=3))
     assert max(map(len, pages)) == 3
     found = [pair for page in pages for pair in page]
@@ -409,7 +271,8 @@ def test_cursors_and_mappings_keep_every_id_as_it_is(ledger: Ledger, lease: Leas
 
 def test_a_verification_is_forgotten_and_done_again(ledger: Ledger, lease: Lease) -> None:
     ledger.cut(lease, 3, [KeyRange()], "f")
-    ledger.checkpoint(lease, 3, 0, cursor=1, read=1, done=0, status="done", found=[(1, "differs")])
+    part = taken(ledger, lease, 3, cursor=1, read=1, status="done")
+    ledger.checkpoint(lease, 3, part, found=[(1, "differs")])
     ledger.set_step(lease, 3, "failed", {"x": 1})
     ledger.restart_step(lease, 3)
     assert ledger.partitions_of("r-1", 3) == []
@@ -427,7 +290,7 @@ def test_runs_and_their_log(ledger: Ledger, lease: Lease) -> None:
     assert ledger.read_log("r-1", after=line["id"]) == []
     assert ledger.run("r-1")["error"] == "because of ***"
     assert ledger.unfinished("move")["run"] == "r-1"  # type: ignore[index]
-    ledger.ask("r-1", "pause")
+    ledger.ask("r-1", "pause", "paused")
     assert ledger.run("r-1")["control"] == "pause"
     ledger.set_run(lease, status="completed")
     assert ledger.unfinished("move") is None

@@ -144,6 +144,11 @@ def describe(move: Move, spec: VectorMigrationSpec) -> list[Fact]:
         )
     how = {"full": "every point", "sample": f"{spec.verify.sample} points", "count": "counts only"}[spec.verify.mode]
     facts.append(Fact(label="verification", after=how))
+    if spec.live is not None:
+        by = f"by {spec.live.field}" if spec.live.field else "by ids and content"
+        wait = "; then it waits for an operator" if spec.live.hold else ""
+        until = f"until a pass repairs at most {spec.live.bound:,} points{wait}"
+        facts.append(Fact(label="written to meanwhile", after=f"brought over {by}, {until}"))
     return facts
 
 

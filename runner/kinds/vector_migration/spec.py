@@ -86,6 +86,24 @@ class Verify(SpecModel):
     sample: int = Field(100, ge=1, le=1_000_000, description="Points to compare in mode sample.")
 
 
+class LiveSource(SpecModel):
+    """The source is written to while it is moved; what was written is brought over in passes."""
+
+    field: str | None = Field(
+        None,
+        description="Payload field (a key or a dotted path) with a number or an ISO 8601 time that every write, of any "
+        "point, raises above all earlier ones. After the switch it says which side is newer.",
+        examples=["updated_at"],
+    )
+    bound: int = Field(100, ge=0, description="Go on to the cutover when a pass had to repair at most so many points.")
+    passes: int = Field(
+        10, ge=1, le=1000, description="At most so many passes; then the run stops, and can be resumed."
+    )
+    hold: bool = Field(
+        False, description="Stop before the cutover until vecrun resume JOB: the writers are stopped first."
+    )
+
+
 class Documents(SpecModel):
     """The relational table whose rows name points."""
 
@@ -111,6 +129,7 @@ class VectorMigrationSpec(SpecModel):
     collections: tuple[CollectionRule, ...] | Literal["all"]
     batch_size: int = Field(1000, ge=1, le=16_384, description="Points read and written at once.")
     verify: Verify = Verify()
+    live: LiveSource | None = Field(None, description="When the source is written to meanwhile.")
     cutover: Cutover | None = None
     documents: Documents | None = None
     accept: tuple[Acceptance, ...] = Field(
@@ -133,6 +152,22 @@ class VectorMigrationSpec(SpecModel):
         for place, value in (("source", self.source), ("target", self.target)):
             if isinstance(value, dict) and "type" not in value:
                 raise ValueError(f"{place}: an inline connection needs a type")
+        return self
+
+    @model_validator(mode="after")
+    def _live(self) -> VectorMigrationSpec:
+        if self.live is None:
+            return self
+        if not self.live.hold:
+            if self.source_after == "delete":
+                raise ValueError("source_after: delete needs live.hold: true, else late writes would be deleted unseen")
+            if self.verify.mode != "full":
+                raise ValueError("verify.mode must be full, or live.hold true: the verification is the last pass")
+        if field := self.live.field:
+            for rule in self.rules:
+                changed = {*rule.payload.drop, *rule.payload.cast, *rule.payload.set}
+                if {field, field.split(".")[0]} & changed:
+                    raise ValueError(f"live.field {field} must reach the target; payload drops, casts or sets it")
         return self
 
     @property

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from runner.errors import NotFound, Permanent
 from runner.kinds import Draft
+from runner.kinds.vector_migration import live
 from runner.kinds.vector_migration.move import Move, describe, probe
 from runner.kinds.vector_migration.spec import CollectionRule, VectorMigrationSpec
 from runner.plan import (
@@ -67,6 +68,8 @@ def plan_steps(job: str, spec: VectorMigrationSpec, world: World, state: State) 
     _arrange(spec, moves, draft)
     _plan_ids(job, spec, moves, world, state, draft)
     _plan_cutover(spec, moves, target, world, draft, accepted)
+    live.plan_after(spec, moves, draft)
+    draft.notices += [_notice(item, where, accepted) for item, where in live.problems(spec, moves)]
     if spec.source_after == "delete":
         for move in moves:
             draft.steps.append(DropCollection(target=move.source, why="source_after: delete", points=move.points))
@@ -125,7 +128,7 @@ def _plan_move(
         for item in probe(move, source, target):
             if (item.code, item.field) not in seen:
                 problems.append(item)
-        problems += _unseen(move)
+        problems += _unseen(move, spec.live.field if spec.live else None)
     if schema.settings.get("distance_assumed"):
         message = (
             "the source does not say its metric; cosine is assumed. Another one: tables.NAME.distance of the connection"
@@ -139,7 +142,10 @@ def _plan_move(
             _notice(Problem(ALIASES, f"aliases of the source are not carried: {', '.join(aliases)}"), where, accepted)
         )
     draft.world += [
-        Observed(place=source_place, role="source", count=points, schema_digest=digest(schema.model_dump(mode="json"))),
+        Observed(
+            place=source_place, role="source", count=points, schema_digest=digest(schema.model_dump(mode="json")),
+            live=spec.live is not None,
+        ),
         Observed(
             place=place, role="target", count=held,
             schema_digest=digest(existing.model_dump(mode="json")) if existing is not None else None,
@@ -149,7 +155,7 @@ def _plan_move(
     return move
 
 
-def _unseen(move: Move) -> list[Problem]:
+def _unseen(move: Move, version: str | None) -> list[Problem]:
     """Fields that the rule names and no point of the sample has: a slip of the pen would otherwise do nothing, unsaid."""
     rule, transform = move.rule, move.transform
     seen = move.fields[0] | {item.name for item in move.source_schema.payload}
@@ -157,7 +163,8 @@ def _unseen(move: Move) -> list[Problem]:
         return []
     made = {*rule.payload.rename.values(), *rule.payload.set}
     named = [*rule.payload.drop, *rule.payload.rename, *(name for name in rule.payload.cast if name not in made)]
-    named += [item.field for item in rule.where if item.field not in seen and item.field.split(".")[0] not in seen]
+    paths = [item.field for item in rule.where] + ([version] if version else [])
+    named += [path for path in paths if path not in seen and path.split(".")[0] not in seen]
     named += [transform.id_from] if transform.id_from else []
     missing = sorted(set(named) - seen)
     message = f"fields that no point of the sample has: {', '.join(missing)}"
@@ -297,10 +304,11 @@ def _arrange(spec: VectorMigrationSpec, moves: list[Move], draft: Draft) -> None
             )
         )  # fmt: skip
     draft.steps += [FinishCollection(target=move.target, schema=move.schema) for move in moves]
+    live.plan_before(spec, moves, draft)
     draft.steps += [
         VerifyPoints(
             source=move.source, target=move.target, target_schema=move.schema, transform=move.transform,
-            mode=spec.verify.mode, sample=spec.verify.sample, points=move.points,
+            mode=spec.verify.mode, sample=spec.verify.sample, points=move.points, live=live.of_verification(spec, move),
         )
         for move in moves
     ]  # fmt: skip

@@ -1,0 +1,275 @@
+"""One run under its lease: who holds what meanwhile, how it is carried out, and what is recorded and told when it ends."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from runner import crash, logs, planner
+from runner.actors import Coordinator, Distributed, Embedded, Progress
+from runner.commands.context import Context
+from runner.errors import (
+    HandedOver,
+    Interrupted,
+    LeaseLost,
+    LockHeld,
+    NoSlot,
+    VecrunError,
+    VerificationFailed,
+)
+from runner.executor import Run
+from runner.executor.flow import retried
+from runner.executor.verify import copied_by
+from runner.ledger import Ledger, Partition
+from runner.lock import SLOT, Keeper, Lease, now
+from runner.notify import Event, notify
+from runner.plan import CopyPoints, Observed, Place, Plan, SetServing, VerifyPoints, loads
+from runner.records import LedgerGone
+from runner.settings import duration_seconds
+from runner.state import Applied, State
+from runner.sweeper import Sweeper
+from runner.world import World
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    run: str
+    job: str
+    purpose: str
+    status: str
+    steps: tuple[dict[str, Any], ...]
+    seconds: float
+    dry: bool = False
+
+    @property
+    def points(self) -> int:
+        """Points copied."""
+        return sum(item["result"]["done"] for item in self.steps if item["type"] == "copy_points" and item["result"])
+
+
+@dataclass(frozen=True)
+class Held:
+    """A lease and its keeper; what `ended` the run under it (None: nothing did, it completed) is told afterwards."""
+
+    lease: Lease
+    keeper: Keeper
+    ended: list[BaseException | None] = field(default_factory=list)
+
+
+@contextmanager
+def leased(
+    context: Context, ledger: Ledger, plan: Plan, run: str, stop: threading.Event, *, wait: float | None,
+    say: Callable[[str], None], slot: bool = True,
+) -> Iterator[Held]:  # fmt: skip
+    """Hold the job, every collection that is written, a place at those that are read, and a slot, for one run; `stop`
+    is set when that can no longer be."""
+    limits = context.settings.workspace.limits
+    names, read = {f"job:{plan.job}"}, set[str]()
+    for step in plan.steps:
+        target = getattr(step, "target", None)
+        if isinstance(target, Place) and not isinstance(step, VerifyPoints):
+            names.add(f"collection:{target}")
+        if isinstance(step, CopyPoints):
+            read.add(f"collection:{step.source}")
+    shared = dict.fromkeys(read - names, limits.runs_per_source) | ({SLOT: limits.runs} if slot else {})
+    began, told = time.monotonic(), False
+    while True:
+        try:
+            lease = ledger.acquire(sorted(names), run, limits.lease_seconds, shared=shared)
+            break
+        except LockHeld as exc:
+            patience = wait
+            if patience is None:
+                patience = duration_seconds(limits.wait) if isinstance(exc, NoSlot) else 0.0
+            if time.monotonic() - began >= patience:
+                raise
+            if not told:
+                say(f"Waiting: {exc.detail}")
+            told = True
+            if stop.wait(min(1.0, patience)):
+                raise Interrupted("Interrupted", "nothing was begun", "") from exc
+    ended: list[BaseException | None] = []
+    try:
+        with Keeper(ledger, lease, limits.lease_seconds, stop) as keeper:
+            yield Held(lease, keeper, ended)
+    finally:
+        with suppress(VecrunError):
+            ledger.release(lease)
+        for error in ended:
+            _tell(context, ledger, run, error, say)
+
+
+def _tell(context: Context, ledger: Ledger, run: str, error: BaseException | None, say: Callable[[str], None]) -> None:
+    """Send the notifications of a run that ended or waits. What does not arrive is in the run's log, and changes nothing."""
+    if not context.settings.workspace.notifications:
+        return
+    with suppress(VecrunError):
+        row, steps = ledger.run(run), ledger.steps_of(run)
+        copied = sum(copied_by(loads(row["plan"], f"run {run}"), steps).values())
+        for problem in notify(context.settings, Event.of(row, context.settings.environment, copied, error)):
+            ledger.write_log(run, "warning", problem)
+            say(problem)
+
+
+def prepared(
+    context: Context, ledger: Sweeper, lease: Lease, keeper: Keeper | None, plan: Plan, stop: threading.Event,
+    say: Callable[[str], None],
+) -> Run:  # fmt: skip
+    return Run(
+        lease.run, plan, ledger, lease, World(context.settings, "write", plan.inline), context.states,
+        context.settings.workspace.limits, stop, say, keeper=keeper,
+    )  # fmt: skip
+
+
+def execute(
+    context: Context, ledger: Sweeper, held: Held, plan: Plan, progress: Progress | None, stop: threading.Event,
+    say: Callable[[str], None], *, hand_over: bool = False,
+) -> Outcome:  # fmt: skip
+    began = time.monotonic()
+    run = prepared(context, ledger, held.lease, held.keeper, plan, stop, say)
+    try:
+        with _measured(context, ledger, say), logs.bound(run=run.run, job=plan.job):
+            _coordinator(context, run, progress or no_progress, hand_over=hand_over).execute()
+            retried(lambda: _record(context, run), run.limits, stop)  # a store may just be restarting
+    except BaseException as exc:
+        if record_failure(run, exc):
+            held.ended.append(exc)
+        raise
+    finally:
+        run.world.close()
+    held.ended.append(None)
+    return outcome(run, time.monotonic() - began)
+
+
+@contextmanager
+def _measured(context: Context, ledger: Sweeper, say: Callable[[str], None]) -> Iterator[None]:
+    """Metrics of a run that works by itself; those of workers come from `vecrun worker`."""
+    listen = context.settings.workspace.metrics.listen
+    with ExitStack() as stack:
+        if listen and not context.settings.has_broker:
+            from runner.metrics import serve
+
+            try:
+                stack.callback(serve(listen, ledger).close)
+            except VecrunError as exc:  # another run of this host has the port
+                say(f"No metrics of this run: {exc}")
+        yield
+
+
+def _coordinator(context: Context, run: Run, progress: Progress, *, hand_over: bool) -> Coordinator:
+    broker = context.settings.broker
+    if broker is None:
+        run.hands = run.limits.workers
+        return Embedded(run, progress)
+    # two for each thread, so that none is idle while another is at a large one
+    run.hands = max(run.limits.workers, 2 * sum(worker["threads"] for worker in run.ledger.crew()))
+    return Distributed(run, progress, broker, hand_over=hand_over)
+
+
+def _record(context: Context, run: Run) -> None:
+    """After the last step: the state, then the ledger's verdict. Harmless when repeated after a crash in between."""
+    plan, ledger, lease = run.plan, run.ledger, run.lease
+    state = context.states.load(plan.job)
+    crash.point("state", "before")
+    new = _rolled_back(state, plan, run) if plan.purpose == "rollback" else _applied(state, plan, run)
+    context.states.save(new, ledger.guarded(lease))
+    crash.point("state", "after")
+    if plan.of_run:
+        ledger.mark_run(plan.of_run, status="rolled_back", finished=now())
+        crash.point("state", "marked")
+    ledger.write_log(lease.run, "info", "completed")
+    ledger.set_run(lease, status="completed", finished=now(), error=None)
+    crash.point("state", "recorded")
+
+
+def _applied(state: State, plan: Plan, run: Run) -> State:
+    world = planner.observe(run.world, plan.world)
+    if state.applied and state.applied[-1].run == run.run:  # written before a crash
+        return state
+    finished = datetime.now(UTC)
+    record = Applied(
+        run=run.run, plan_digest=plan.plan_digest, spec_digest=plan.spec_digest,
+        finished=finished.isoformat(timespec="seconds"),
+        expires=(finished + timedelta(seconds=duration_seconds(plan.retention))).isoformat(timespec="seconds"),
+    )  # fmt: skip
+    return state.model_copy(
+        update={
+            "kind": plan.kind, "spec_digest": plan.spec_digest, "status": "applied", "live": _live(plan), "world": world,
+            "applied": (*state.applied, record), "pinned": None,
+        }
+    )  # fmt: skip
+
+
+def _rolled_back(state: State, plan: Plan, run: Run) -> State:
+    """What was applied before the run that was undone is what is applied now; if nothing was, nothing is."""
+    kept = tuple(item for item in state.applied if item.run != plan.of_run)
+    new = state.model_copy(update={"kind": plan.kind, "pinned": plan.spec_digest, "applied": kept})
+    if not kept:
+        nothing = {"status": "rolled_back", "spec_digest": None, "live": _live(plan), "world": ()}
+        return new.model_copy(update=nothing)
+    if kept == state.applied:  # the run never came to its end
+        return new
+    before = planner.applied_plan(new, run.ledger)
+    if before is None:  # of another ledger: what its record says, and the pointers that were put back
+        return new.model_copy(
+            update={"status": "applied", "spec_digest": kept[-1].spec_digest, "live": _live(plan), "world": ()}
+        )
+    world: tuple[Observed, ...] = ()
+    with suppress(VecrunError):  # a store of that time may be gone; then there is nothing to compare with later
+        world = planner.observe(run.world, before.world)
+    return new.model_copy(
+        update={"status": "applied", "spec_digest": before.spec_digest, "live": _live(before), "world": world}
+    )
+
+
+def _live(plan: Plan) -> dict[str, Place]:
+    """Which store and collection serve under which name after a plan."""
+    return {step.name: step.after for step in plan.steps if isinstance(step, SetServing) and step.after}
+
+
+def record_failure(run: Run, exc: BaseException) -> bool:
+    """The run's status after an error; whether it was written. After a lost lease it is not: somebody else owns the run."""
+    if isinstance(exc, LeaseLost | HandedOver) or run.dry:
+        return False
+    if run.keeper is not None and isinstance(run.keeper.error, LedgerGone):  # whoever comes next goes on with it
+        return False
+    status = "failed"
+    if isinstance(exc, Interrupted | KeyboardInterrupt):
+        status = "cancelled" if "Cancelled" in str(exc) else "paused"
+    with suppress(VecrunError):
+        for number, row in enumerate(run.ledger.steps_of(run.run)):
+            if row["status"] == "running" and isinstance(exc, VerificationFailed):
+                run.ledger.set_step(run.lease, number, "failed")
+        if isinstance(exc, VecrunError) and status == "failed" and "vecrun resume" not in exc.hint:
+            way_on = f"When that is mended: vecrun resume {run.plan.job}. Or undo it: vecrun rollback {run.plan.job}"
+            exc.hint = f"{exc.hint}\n{way_on}".strip()
+        run.ledger.write_log(run.run, "error" if status == "failed" else "info", f"{status}: {exc}")
+        run.ledger.set_run(
+            run.lease, status=status, error=str(exc) if status == "failed" else None, control=None, problem=None
+        )
+        return True
+    return False
+
+
+def outcome(run: Run, seconds: float) -> Outcome:
+    rows = run.ledger.steps_of(run.run)
+    steps = tuple(
+        {"type": step.type, "status": row["status"], "result": row["result"]}
+        for step, row in zip(run.plan.steps, rows, strict=True)
+    )
+    return Outcome(run.run, run.plan.job, run.plan.purpose, "completed", steps, seconds, run.dry)
+
+
+def no_progress(_number: int, _step: Any, _parts: list[Partition]) -> None:
+    return None
+
+
+def nobody(_message: str) -> None:
+    return None

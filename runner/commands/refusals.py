@@ -1,0 +1,103 @@
+"""What stands in the way of a plan: findings, other runs, stores, a world that moved. Nothing is written before these are asked."""
+
+from __future__ import annotations
+
+from runner import planner
+from runner.commands.context import Context
+from runner.errors import (
+    PlanRefused,
+    VecrunError,
+)
+from runner.ledger import Ledger
+from runner.plan import Plan, SetServing, SwitchAlias
+from runner.world import World
+
+
+def refuse_blocked(plan: Plan) -> None:
+    """VecrunError when the plan has findings that nobody accepted."""
+    if plan.blocked:
+        lines = [
+            f"{item.code} {item.where}: {item.message}" + (f" ({item.seen})" if item.seen else "")
+            for item in plan.notices
+            if item.blocking
+        ]
+        hints = sorted({item.code for item in plan.notices if item.blocking and item.code.startswith(("VL", "VD1"))})
+        hint = "Mend them in the spec or in the stores, and plan again"
+        if hints:
+            hint += f"\nWhat is wanted can be accepted in the spec: accept: [{{code: {hints[0]}, reason: why}}]"
+        if any(item.code == planner.NEW_POINTS for item in plan.notices if item.blocking):
+            hint = "Save those points first, or lose them with: vecrun rollback " + plan.job + " --discard-new-points"
+        raise VecrunError("The plan cannot be applied as it is", "\n".join(lines), hint)
+
+
+def refuse_unfinished(ledger: Ledger, plan: Plan) -> None:
+    """A run that has not come to its end can be gone on with, or undone by its own rollback; nothing else."""
+    unfinished = ledger.unfinished(plan.job)
+    if unfinished and not (plan.purpose == "rollback" and plan.of_run == unfinished["run"]):
+        planner.refuse_unfinished(ledger, plan.job)
+
+
+def refuse_unshared(context: Context, plan: Plan, *, detach: bool) -> None:
+    """With workers, every store must be one that several processes can open."""
+    if not context.settings.has_broker:
+        if detach:
+            raise VecrunError(
+                "Nobody would go on with it",
+                "vecrun.yaml has no broker, so a run works in the process that started it",
+                "Leave out --detach; or set up workers: docs/howto/run-workers.md",
+            )
+        return
+    with context.ledger() as ledger:
+        if not ledger.on_server:
+            raise VecrunError(
+                "Workers and a SQLite ledger do not go together",
+                "a SQLite file is for one host, and its locks hold for one host only",
+                "state: {database: postgresql://…} in vecrun.yaml, or no broker",
+            )
+    with World(context.settings, "read", plan.inline) as world:
+        for name in plan.connections:
+            if reason := world.unshared(name):
+                raise VecrunError(
+                    "This store cannot be used by several workers",
+                    f"connection {name}: {reason}",
+                    "Use its server, or apply without a broker (an environment of vecrun.yaml can have none)",
+                )
+
+
+def refuse_moved_connections(context: Context, plan: Plan) -> None:
+    with World(context.settings, "read", plan.inline) as world:
+        if moved := planner.moved_connections(plan, world):
+            raise PlanRefused("The plan is stale", "\n".join(moved), "Plan again, or put the connection back")
+
+
+def refuse_stale(context: Context, ledger: Ledger, plan: Plan, run: str = "") -> None:
+    """PlanRefused when the state or anything the plan touches moved since; says what."""
+    if plan.environment != context.settings.environment:
+        raise PlanRefused(
+            "The plan was made for another environment",
+            f"it is for {plan.environment or 'none'}, and {context.settings.environment or 'none'} is chosen",
+            f"vecrun apply --env {plan.environment} …" if plan.environment else "Leave out --env and VECRUN_ENV",
+        )
+    refuse_moved_connections(context, plan)
+    state = context.states.load(plan.job)
+    moved = []
+    if state.lineage != plan.lineage:
+        moved.append("the plan was made in another workspace (lineage differs)")
+    elif state.serial != plan.serial:
+        moved.append(f"the job's state has serial {state.serial}, the plan was made at {plan.serial}")
+    with World(context.settings, "read", plan.inline) as world:
+        moved += planner.compare(plan.world, planner.observe(world, plan.world))
+        serving = context.states.serving().pointers
+        for step in plan.steps:
+            if isinstance(step, SwitchAlias):
+                now_at = world.store(step.connection).aliases().get(step.alias)
+                if now_at != step.before:
+                    moved.append(f"alias {step.alias} of {step.connection} points to {now_at}, not {step.before}")
+            if isinstance(step, SetServing) and serving.get(step.name) != step.before:
+                moved.append(f"the serving pointer {step.name} is {serving.get(step.name)}, not {step.before}")
+    if not moved and plan.purpose == "rollback":
+        again = planner.rollback(plan.job, context.settings, ledger, context.states, discard_new_points=True, but=run)
+        if again.of_run != plan.of_run or again.steps != plan.steps:
+            moved.append(f"run {plan.of_run} went on since its rollback was planned")
+    if moved:
+        raise PlanRefused("The plan is stale", "\n".join(moved), "Plan again, and look at what changed")

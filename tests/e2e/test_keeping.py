@@ -1,0 +1,518 @@
+"""State documents, locks and what is kept too long, as an operator meets them (G7, G9, G10, O1, O2).
+With the records in files and SQLite, and in PostgreSQL.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from click.testing import Result
+
+from runner.points import KeyRange
+from runner.tables import findings, id_map, log, partitions, runs, steps, workers
+from tests.e2e.workspace import JOB, SETTINGS, Workspace, run
+
+APPLY = ("apply", "jobs/move.yaml", "--auto-approve")
+CHUNKS = JOB.replace("to: kb2", "to: kb2\n      ids: {mode: uuid5}") + "  documents: {connection: app, table: chunks}\n"
+
+
+def ok(*args: str | Path) -> str:
+    found = run(*args)
+    assert found.exit_code == 0, found.output
+    return found.stdout
+
+
+def refused(found: Result, code: int, *words: str) -> str:
+    assert found.exit_code == code, found.output
+    for word in words:
+        assert word in found.stderr, found.stderr
+    return found.stderr
+
+
+@pytest.fixture(params=["files", "postgresql"])
+def kept(request: pytest.FixtureRequest, ws: Workspace) -> Workspace:
+    """A workspace whose records are in files, or in PostgreSQL."""
+    if request.param == "postgresql":
+        settings(ws, database=request.getfixturevalue("pg_database"))
+    ws.fill()
+    return ws
+
+
+def settings(ws: Workspace, *, app: bool = False, **state: str) -> None:
+    """vecrun.yaml with these settings of the state, and a database for chunks."""
+    text = SETTINGS + ("  app: {type: sql, url: 'sqlite:///app.db'}\n" if app else "")
+    ws.write("vecrun.yaml", text + f"state: {json.dumps(state)}\n")
+
+
+def state(job: str = "move") -> dict[str, Any]:
+    return dict(json.loads(ok("state", "show", job)))
+
+
+def count(ws: Workspace, table: sa.Table, *where: sa.ColumnElement[bool]) -> int:
+    with ws.context().ledger() as ledger, ledger.reading() as connection:
+        return int(connection.execute(sa.select(sa.func.count()).select_from(table).where(*where)).scalar_one())
+
+
+@pytest.fixture
+def held(kept: Workspace) -> Iterator[Callable[..., None]]:
+    """Takes leases for somebody else, who lives."""
+    with kept.context().ledger() as ledger:
+        taken = []
+
+        def take(*names: str, run: str = "r-other", **shared: int) -> None:
+            taken.append(ledger.acquire(list(names), run, 60, shared=shared))
+
+        yield take
+        for lease in taken:
+            ledger.release(lease)
+
+
+# State ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_state_is_listed_shown_and_pulled_to_the_byte(kept: Workspace) -> None:
+    assert "No job was applied yet." in ok("state", "list")
+    ok(*APPLY)
+    listed = ok("state", "list")
+    assert re.search(r"^move +applied +1 +VectorMigration +r-", listed, re.MULTILINE)
+    assert "kb-live > b/kb2" in listed
+    document = json.loads(ok("state", "list", "--json"))
+    assert [item["job"] for item in document["items"]] == ["move"]
+    assert document["serving"]["pointers"] == {"kb-live": {"connection": "b", "collection": "kb2"}}
+    assert state("serving")["pointers"] == document["serving"]["pointers"]
+    pulled = ok("state", "pull", "move")
+    assert pulled == ok("state", "pull", "move")
+    assert json.loads(pulled) == state()
+    ok("state", "pull", "move", "-o", "move.json")
+    assert Path("move.json").read_bytes() == pulled.encode()
+    if (kept.root / "state" / "move.json").exists():
+        assert (kept.root / "state" / "move.json").read_bytes() == pulled.encode()
+    ok("rollback", "move", "--auto-approve")
+    assert ok("state", "pull", "move", "--serial", "1") == pulled
+    assert [item["serial"] for item in json.loads(ok("state", "history", "move", "--json"))["items"]] == [2, 1]
+    assert ok("state", "history", "move").splitlines()[1].startswith("2 ")
+    refused(run("state", "pull", "move", "--serial", "7"), 10, "No state", "vecrun state history move")
+    for verb in ("show", "history", "pull"):
+        refused(run("state", verb, "nosuch"), 10, "No state", "vecrun state list")
+
+
+def test_an_edited_state_is_pushed_and_says_what_changed(kept: Workspace) -> None:
+    ok(*APPLY)
+    ok("state", "pull", "move", "-o", "move.json")
+    assert "Nothing to change" in ok("state", "push", "move.json")
+    edited = json.loads(Path("move.json").read_text()) | {"pinned": "sha256:x"}
+    Path("move.json").write_text(json.dumps(edited))
+    said = ok("state", "push", "move.json")
+    assert "serial 2 now (before: 1)" in said
+    assert '~ pinned: nothing → "sha256:x"' in said
+    assert (state()["serial"], state()["pinned"]) == (2, "sha256:x")
+    refused(run("state", "push", "move.json"), 12, "moved since it was pulled", "serial 2", "--force")
+    assert state()["serial"] == 2
+    edited |= {"pinned": None, "lineage": "another"}
+    Path("move.json").write_text(json.dumps(edited))
+    refused(run("state", "push", "move.json"), 12, "lineage")
+    pushed = json.loads(ok("state", "push", "move.json", "--force", "--json"))
+    assert (pushed["before"], pushed["serial"]) == (2, 3)
+    assert state()["pinned"] is None
+    ok("rollback", "move", "--auto-approve")
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "words"),
+    [
+        ({"job": "../outside"}, 1, "names no job"),
+        ({"job": "serving"}, 1, "Serving pointers are not pushed"),
+        ({"aplied": []}, 1, "aplied"),
+        ({"status": "x"}, 1, "status"),
+        ({"serial": "one"}, 1, "serial"),
+        ({"applied": []}, 1, "contradicts itself"),
+        ({"forgotten": {"r-x": "2026-01-01"}}, 1, "r-x was not applied"),
+        ({"format_version": "2.0"}, 1, "newer format"),
+    ],
+)
+def test_a_document_that_cannot_be_is_not_pushed(ws: Workspace, change: dict[str, Any], code: int, words: str) -> None:
+    ws.fill()
+    ok(*APPLY)
+    before = ws.tree("state")
+    Path("pushed.json").write_text(json.dumps(state() | change))
+    refused(run("state", "push", "pushed.json"), code, words)
+    refused(run("state", "push", "pushed.json", "--force"), code, words)
+    after = ws.tree("state")
+    assert {name: kept for name, kept in after.items() if ".json" in name} == {
+        name: kept for name, kept in before.items() if ".json" in name
+    }
+    assert not (ws.root / "outside.json").exists()
+
+
+def test_a_file_of_one_job_is_not_pushed_over_another(ws: Workspace) -> None:
+    ws.fill()
+    ok(*APPLY)
+    Path("move.json").write_text(json.dumps(state() | {"job": "other"}))
+    refused(run("state", "push", "move.json"), 1, "of another job", "content is of job other")
+    refused(run("state", "push", "nosuch.json"), 1, "cannot be read", "nosuch.json")
+    Path("half.json").write_text(ok("state", "pull", "move")[:100])
+    refused(run("state", "push", "half.json"), 1, "not whole JSON", "half.json")
+
+
+def test_a_state_is_not_written_while_a_run_is_at_work(kept: Workspace, held: Callable[..., None]) -> None:
+    ok(*APPLY)
+    ok("state", "pull", "move", "-o", "move.json")
+    before = ok("state", "pull", "move")
+    held("job:move")
+    Path("move.json").write_text(json.dumps(state() | {"pinned": "x"}))
+    refused(run("state", "push", "move.json", "--force"), 11, "Somebody else is at work", "run r-other")
+    refused(run("state", "rm", "move", "--auto-approve"), 11, "run r-other")
+    assert ok("state", "pull", "move") == before
+
+
+def test_a_state_moves_from_files_to_postgresql(ws: Workspace, pg_database: str) -> None:
+    ws.fill()
+    ok(*APPLY)
+    ok("state", "pull", "move", "-o", "moved/move.json")
+    settings(ws, database=pg_database)
+    assert "No job was applied yet." in ok("state", "list")
+    assert "there was none" in ok("state", "push", "moved/move.json")
+    assert ok("state", "pull", "move") == Path("moved/move.json").read_text()
+    # the run is not known here: what can be said is said, and what cannot is refused with the reason
+    planned = run("plan", "jobs/move.yaml", "--detailed-exitcode")
+    assert "VI203" in planned.stdout
+    assert "is not in this ledger" in planned.stdout
+    drifted = run("drift")
+    assert "serving pointer kb-live is not set" in drifted.stdout  # pointers do not move with a job's state
+    assert "is not in this ledger" in drifted.stderr
+    refused(run("rollback", "move", "--auto-approve"), 10, "cannot be rolled back from here", "pushed from elsewhere")
+    refused(run("verify", "move"), 10, "cannot be verified from here", "pushed from elsewhere")
+    with ws.store("b") as store:
+        store.delete("kb2", list(next(iter(store.scan("kb2", KeyRange()))).ids[:1]))
+    assert "b/kb2 (target) held 50 points and holds 49 now" in run("drift").stdout
+
+
+def test_a_run_above_one_of_elsewhere_is_rolled_back(ws: Workspace, pg_database: str) -> None:
+    ws.fill()
+    ok(*APPLY)
+    before = state()
+    ok("state", "pull", "move", "-o", "moved.json")
+    settings(ws, database=pg_database)
+    ok("state", "push", "moved.json")
+    ws.write("jobs/move.yaml", JOB.replace("kb2", "kb3"))
+    ok(*APPLY)
+    ok("rollback", "move", "--auto-approve")
+    after = state()
+    assert (after["status"], after["applied"]) == ("applied", before["applied"])
+    assert after["spec_digest"] == before["spec_digest"]
+    assert after["pinned"] is not None
+    assert json.loads(ok("runs", "--json"))["items"][0]["status"] == "completed"
+    refused(run("rollback", "move", "--auto-approve"), 10, "cannot be rolled back from here")
+
+
+def test_a_state_that_is_removed_can_be_brought_back(kept: Workspace) -> None:
+    ok(*APPLY)
+    world, before = kept.world(), state()
+    refused(run("state", "rm", "move"), 1, "Nobody is here to agree", "--auto-approve")
+    assert state() == before
+    said = ok("state", "rm", "move", "--auto-approve")
+    assert f"run {before['applied'][0]['run']}" in said
+    assert "kb-live goes on serving b/kb2" in said
+    assert kept.world() == world
+    refused(run("state", "show", "move"), 10, "No state")
+    refused(run("rollback", "move", "--auto-approve"), 10, "Nothing to roll back")
+    planned = run("plan", "jobs/move.yaml")
+    assert "b/kb2" in planned.stdout  # as a job that was never applied
+    assert "Nothing to do" not in planned.stdout
+    ok("state", "pull", "move", "--serial", "1", "-o", "again.json")
+    ok("state", "push", "again.json")
+    assert state() == before | {"serial": state()["serial"]}
+    ok("rollback", "move", "--auto-approve")
+    assert kept.world("b") == {"b:aliases": {}}
+
+
+def test_a_state_is_not_removed_under_an_unfinished_run(kept: Workspace) -> None:
+    ok(*APPLY)
+    died = kept.process("rollback", "move", "--auto-approve", env={"VECRUN_CRASH_AT": "switch_alias:after"})
+    assert died.returncode == -9
+    refused(run("state", "rm", "move", "--auto-approve"), 1, "is not finished", "vecrun resume move")
+    ok("resume", "move")
+    assert state()["status"] == "rolled_back"
+
+
+# Locks ----------------------------------------------------------------------------------------------------------------
+
+
+def test_locks_are_listed_shown_and_released(kept: Workspace, held: Callable[..., None]) -> None:
+    assert "No lock is held." in ok("lock", "list")
+    refused(run("lock", "show", "job:move"), 10, "No such lock", "vecrun lock list")
+    ok(*APPLY)
+    newest = json.loads(ok("runs", "--json"))["items"][0]["run"]
+    held("job:move", run=newest, slot=2)
+    listed = ok("lock", "list")
+    assert re.search(r"^job:move +2 +r-", listed, re.MULTILINE)
+    assert "slot#1" in listed
+    assert "one of several places" in listed
+    shown = ok("lock", "show", "job:move")
+    assert f"run {newest} of job move, completed" in shown
+    assert re.search(r"expires +in (59|60) s", shown)
+    assert "vecrun lock release 'job:move' --if-id 2" in shown
+    assert "one of several places" in ok("lock", "show", "slot#1")
+    found = json.loads(ok("lock", "show", "job:move", "--json"))
+    assert found["renewed"].startswith("20")
+    assert 55 < found["seconds"] <= 60
+    assert (found["job"], found["status"], found["gone"], found["expired"]) == ("move", "completed", False, False)
+    assert set(found) >= {"owner", "host", "pid", "machine", "run", "since", "id"}
+    refused(run("lock", "release", "job:move", "--if-id", "1"), 10, "No such lock")
+    ok("lock", "release", "job:move", "--if-id", "2")
+    refused(run("lock", "show", "job:move"), 10, "No such lock")
+
+
+def test_the_lock_of_a_process_that_died_says_so(kept: Workspace) -> None:
+    died = kept.process(*APPLY, env={"VECRUN_CRASH_AT": "copy_points:after_checkpoint"})
+    assert died.returncode == -9
+    shown = ok("lock", "show", "job:move")
+    assert "of job move, running" in shown
+    assert "its process is gone: the next run takes it at once" in shown
+    ok("resume", "move")
+
+
+@pytest.mark.parametrize(
+    ("names", "shared", "words"),
+    [
+        (["job:move"], {}, "job:move is held, an apply would be refused now: run r-other"),
+        (["collection:b/kb2"], {}, "collection:b/kb2 is held"),
+        ([], {"collection:a/kb": 1}, "collection:a/kb is held"),
+        (["collection:a/kb"], {}, "collection:a/kb is held"),
+        ([], {"slot": 2}, ""),  # one of two
+        (["collection:b/other"], {}, ""),
+    ],
+)
+def test_a_plan_takes_no_lock_and_shows_who_has_it(
+    kept: Workspace, held: Callable[..., None], names: list[str], shared: dict[str, int], words: str
+) -> None:
+    free = json.loads(ok("plan", "jobs/move.yaml", "--json"))["plan"]
+    held(*names, **shared)
+    planned = run("plan", "jobs/move.yaml", "--json")
+    assert planned.exit_code == 0
+    plan = json.loads(planned.stdout)["plan"]
+    assert {key: plan[key] for key in plan if key not in ("created", "plan_digest", "steps")} == {
+        key: free[key] for key in free if key not in ("created", "plan_digest", "steps")
+    }
+    dry = run("apply", "jobs/move.yaml", "--dry-run")
+    assert dry.exit_code == 0, dry.output
+    for found in (planned, dry):
+        assert (f"Note: {words}" in found.stderr) if words else ("Note:" not in found.stderr), found.stderr
+    if words:
+        assert run(*APPLY).exit_code == 11
+
+
+def test_a_plan_says_when_all_slots_are_taken(kept: Workspace, held: Callable[..., None]) -> None:
+    held(run="r-one", slot=2)
+    held(run="r-two", slot=2)
+    planned = run("plan", "jobs/move.yaml")
+    assert re.search(r"Note: all slots .*: run r-one .*; run r-two ", planned.stderr)
+
+
+# What is kept too long ------------------------------------------------------------------------------------------------
+
+
+def with_chunks(ws: Workspace, **state: str) -> None:
+    """The job rewrites ids in a table; its runs expire after a second."""
+    settings(ws, app=True, **({"retention": "1s"} | state))
+    ws.write("jobs/move.yaml", CHUNKS)
+    with closing(sqlite3.connect("app.db")) as database:
+        database.execute("CREATE TABLE chunks (id INTEGER PRIMARY KEY, vector_id TEXT)")
+        database.execute("CREATE TABLE vecrun_undo_0123456789 (mine TEXT)")  # the user's, whatever its name
+        database.executemany("INSERT INTO chunks VALUES (?, ?)", [(n, str(n)) for n in range(-5, 60)])
+        database.commit()
+
+
+def tables() -> set[str]:
+    with closing(sqlite3.connect("app.db")) as database:
+        return {row[0] for row in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+
+
+@pytest.fixture(params=["files", "postgresql"])
+def expired(request: pytest.FixtureRequest, ws: Workspace) -> Workspace:
+    """An applied job whose run has just expired, with an undo table and an id mapping."""
+    place = {"database": request.getfixturevalue("pg_database")} if request.param == "postgresql" else {}
+    with_chunks(ws, **place)
+    ws.fill(ids=list(range(50)))
+    ok(*APPLY)
+    time.sleep(1.1)
+    return ws
+
+
+def test_a_run_that_expired_is_rolled_back_until_gc(expired: Workspace) -> None:
+    shown = ok("rollback", "move", "--dry-run")
+    assert "VI202" in shown
+    assert "still there, until the next vecrun gc" in shown
+    ok("rollback", "move", "--auto-approve")
+    with closing(sqlite3.connect("app.db")) as database:
+        assert [row[0] for row in database.execute("SELECT vector_id FROM chunks WHERE id = 7")] == ["7"]
+
+
+def test_gc_shows_first_and_removes_then(expired: Workspace) -> None:
+    [name] = {row["run"] for row in json.loads(ok("runs", "--json"))["items"]}
+    [undo] = tables() - {"chunks", "vecrun_undo_0123456789"}
+    world, serving, before = expired.world(), state("serving"), state()
+    history = ok("runs")
+    shown = ok("gc", "--dry-run")
+    for words in (
+        f"run {name} of job move expired on 20", "it can then not be rolled back any more",
+        f"undo table app/{undo}: 50 rows", "id mapping: 50 rows", "partitions: ", "log details: ",
+    ):  # fmt: skip
+        assert words in shown, shown
+    refused(run("gc"), 1, "Nobody is here to agree", "--auto-approve")
+    assert json.loads(run("gc", "--json").stdout)["summary"] == "Nobody is here to agree to removing this"
+    dry = json.loads(ok("gc", "--dry-run", "--json"))
+    assert dry["removed"] is False
+    assert [item["run"] for item in dry["garbage"]["runs"]] == [name]
+    assert (undo in tables(), state(), count(expired, id_map)) == (True, before, 50)
+
+    assert "Removed: 1 undo tables" in ok("gc", "--auto-approve")
+
+    assert tables() == {"chunks", "vecrun_undo_0123456789"}
+    for table in (id_map, partitions, findings):
+        assert count(expired, table) == 0
+    assert count(expired, log, log.c.details.is_not(None)) == 0
+    assert (count(expired, runs), count(expired, steps) > 3, count(expired, log) > 3) == (1, True, True)
+    assert (expired.world(), state("serving"), ok("runs")) == (world, serving, history)
+    after = state()
+    assert list(after["forgotten"]) == [name]
+    assert after == before | {"serial": before["serial"] + 1, "forgotten": after["forgotten"]}
+    assert "points    50\n" in ok("status", "move")
+    refused(
+        run("rollback", "move", "--auto-approve"), 12, "cannot be rolled back any more", f"run {name} expired on 20"
+    )
+    assert "Nothing to remove." in ok("gc")
+    assert "Nothing to remove." in ok("gc", "--auto-approve")
+    ok("logs", "move")
+    ok("drift")
+    ok("verify", "move")
+
+
+def test_gc_leaves_what_did_not_expire(ws: Workspace) -> None:
+    with_chunks(ws, retention="1d")
+    ws.fill(ids=list(range(50)))
+    ok(*APPLY)
+    before = tables()
+    assert "Nothing to remove." in ok("gc", "--auto-approve")
+    assert tables() == before
+    assert count(ws, id_map) == 50
+    ok("rollback", "move", "--auto-approve")
+    said = ok("gc", "--auto-approve")
+    assert "was rolled back on 20" in said
+    assert (count(ws, id_map), count(ws, partitions)) == (0, 0)
+    assert "Nothing to remove." in ok("gc")
+
+
+def test_gc_leaves_a_job_with_an_unfinished_run(expired: Workspace) -> None:
+    died = expired.process("rollback", "move", "--auto-approve", env={"VECRUN_CRASH_AT": "switch_alias:after"})
+    assert died.returncode == -9
+    before = tables()
+    said = ok("gc", "--auto-approve")
+    assert "nothing of the job is touched" in said
+    assert tables() == before
+    assert count(expired, id_map) == 50
+    ok("resume", "move")
+    with closing(sqlite3.connect("app.db")) as database:
+        assert [row[0] for row in database.execute("SELECT vector_id FROM chunks WHERE id = 7")] == ["7"]
+
+
+def test_gc_leaves_a_job_that_somebody_holds(expired: Workspace) -> None:
+    with expired.context().ledger() as ledger:
+        lease = ledger.acquire(["job:move"], "r-other", 60)
+        before = tables()
+        said = ok("gc", "--auto-approve")
+        assert "left: move: job:move is held by run r-other" in said
+        assert tables() == before
+        ledger.release(lease)
+    ok("gc", "--auto-approve")
+    assert tables() < before
+
+
+def test_a_run_below_one_that_can_be_rolled_back_is_live_again_afterwards(ws: Workspace) -> None:
+    with_chunks(ws)
+    ws.write("jobs/move.yaml", JOB)
+    ws.fill(ids=list(range(50)))
+    for number in (2, 3):  # both expire
+        ws.write("jobs/move.yaml", JOB.replace("kb2", f"kb{number}"))
+        ok(*APPLY)
+    time.sleep(1.1)
+    settings(ws, app=True, retention="30d")
+    ws.write("jobs/move.yaml", JOB.replace("kb2", "kb4"))
+    ok(*APPLY)
+    first, second, third = [item["run"] for item in state()["applied"]]
+    said = ok("gc", "--auto-approve")
+    assert first in said
+    assert second in said
+    assert third not in said
+    assert [item["run"] for item in state()["applied"]] == [second, third]
+    ok("rollback", "move", "--auto-approve")
+    after = state()
+    assert (after["status"], [item["run"] for item in after["applied"]]) == ("applied", [second])
+    assert after["live"]["kb-live"]["collection"] == "kb3"
+    refused(run("rollback", "move", "--auto-approve"), 12, f"run {second} expired")
+
+
+@pytest.mark.parametrize("at", ["state", "tables", "rows", "rows:2", "rows:3", "history"])
+def test_gc_that_is_killed_is_done_again_to_the_same_end(expired: Workspace, at: str) -> None:
+    step, _, number = at.partition(":")
+    for turn in range(13):
+        Path("edit.json").write_text(json.dumps(state() | {"pinned": f"p{turn}"}))
+        ok("state", "push", "edit.json")
+    time.sleep(1.1)
+    crash = f"gc:{step}" + (f":{number}" if number else "")
+    died = expired.process("gc", "--auto-approve", env={"VECRUN_CRASH_AT": crash})
+    assert died.returncode == -9, died.stderr
+    if at != "history":  # that is the last step
+        assert "Nothing to remove." not in ok("gc", "--dry-run")
+    refused(run("rollback", "move", "--auto-approve"), 12, "cannot be rolled back any more")
+    ok("gc", "--auto-approve")
+    assert tables() == {"chunks", "vecrun_undo_0123456789"}
+    assert [count(expired, table) for table in (id_map, partitions, findings)] == [0, 0, 0]
+    assert len(json.loads(ok("state", "history", "move", "--json"))["items"]) == 10
+    assert "Nothing to remove." in ok("gc")
+    ok("drift")
+
+
+def test_gc_keeps_the_newest_of_the_history(expired: Workspace) -> None:
+    for turn in range(13):
+        Path("edit.json").write_text(json.dumps(state() | {"pinned": f"p{turn}"}))
+        ok("state", "push", "edit.json")
+    time.sleep(1.1)
+    assert "5 old serials, 1 to 5" in ok("gc", "--dry-run")  # gc itself writes one more
+    ok("gc", "--auto-approve")
+    serials = [item["serial"] for item in json.loads(ok("state", "history", "move", "--json"))["items"]]
+    assert serials == list(range(15, 5, -1))
+    assert "Nothing to remove." in ok("gc")
+    refused(run("state", "pull", "move", "--serial", "2"), 10, "No state")
+
+
+def test_gc_forgets_workers_that_are_gone(kept: Workspace) -> None:
+    with kept.context().ledger() as ledger:
+        for name in ("here", "gone"):
+            ledger.beat(name, 1, 0)
+        with ledger.writing() as connection:
+            long_ago = ledger.clock(connection) - 120
+            connection.execute(workers.update().where(workers.c.worker == "gone").values(seen=long_ago))
+    assert "workers that are gone\n  - 1: gone" in ok("gc", "--auto-approve")
+    assert count(kept, workers) == 1
+
+
+def test_gc_says_what_it_cannot_look_at(expired: Workspace) -> None:
+    Path("app.db").rename("elsewhere.db")
+    Path("app.db").write_bytes(b"garbage" * 1000)
+    said = ok("gc", "--auto-approve")
+    assert "is not looked for" in said
+    Path("elsewhere.db").replace("app.db")
+    said = ok("gc", "--auto-approve")
+    assert "undo table app/vecrun_undo_" in said
+    assert tables() == {"chunks", "vecrun_undo_0123456789"}
+    assert "Nothing to remove." in ok("gc")
