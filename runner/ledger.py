@@ -375,6 +375,15 @@ class Ledger(Leases):
         return found
 
     @again
+    def remember(self, lease: Lease, collection: str, pairs: Sequence[tuple[PointId, PointId]]) -> None:
+        """Record (source id, target id) beside the checkpoints, which do the same."""
+        rows = [
+            {"run": lease.run, "collection": collection, "old": json.dumps(a), "new": json.dumps(b)} for a, b in pairs
+        ]
+        with self.guarded(lease) as connection:
+            connection.execute(_upsert(self.engine.dialect.name), rows)
+
+    @again
     def forget(self, lease: Lease, collection: str, ids: Sequence[PointId]) -> None:
         """Remove the mapping of these source ids: their points are being deleted."""
         with self.guarded(lease) as connection:

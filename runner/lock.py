@@ -71,8 +71,7 @@ class Leases(Records):
         """
         pid, tokens = os.getpid(), []
         with self.writing() as connection:
-            if self.on_server:  # SQLite's BEGIN IMMEDIATE does the same
-                connection.exec_driver_sql("LOCK TABLE leases IN EXCLUSIVE MODE")
+            self._exclude_others(connection)
             clock = self.clock(connection)
             rows = {row["name"]: row for row in connection.execute(sa.select(leases)).mappings()}
             held = {name: row for name, row in rows.items() if row["run"] and row["expires"] > clock and not dead(row)}
@@ -93,7 +92,7 @@ class Leases(Records):
 
     def renew(self, lease: Lease, seconds: float) -> None:
         """Push the end of the lease out. LeaseLost when another holds it by now."""
-        with self.guarded(lease, alone=True) as connection:
+        with self.guarded(lease) as connection:
             names, clock = [name for name, _ in lease.tokens], self.clock(connection)
             connection.execute(
                 leases.update().where(leases.c.name.in_(names)).values(expires=clock + seconds, renewed=clock)
@@ -112,6 +111,7 @@ class Leases(Records):
     def force_release(self, name: str, token: int) -> bool:
         """An operator frees `name` if its token is still `token`; the token moves, so the old holder is fenced off."""
         with self.writing() as connection:
+            self._exclude_others(connection)
             result = connection.execute(
                 leases.update().where(leases.c.name == name, leases.c.token == token, leases.c.run.is_not(None))
                 .values(run=None, expires=0, token=token + 1)
@@ -129,11 +129,16 @@ class Leases(Records):
                 for row in rows.mappings()
             ]
 
+    def _exclude_others(self, connection: sa.Connection) -> None:
+        """Wait for every guarded transaction; none begins before this one ends. SQLite's BEGIN IMMEDIATE does the same."""
+        if self.on_server:
+            connection.exec_driver_sql("LOCK TABLE leases IN EXCLUSIVE MODE")
+
     @contextmanager
-    def guarded(self, lease: Lease, *, alone: bool = False) -> Iterator[sa.Connection]:
+    def guarded(self, lease: Lease) -> Iterator[sa.Connection]:
         """A transaction that fails when the lease is no longer ours; nobody can take the lease while it lasts.
 
-        Several of one run may be at work at the same time, unless one asks to be `alone`.
+        Several of one run may be at work at the same time.
         """
         with self.writing() as connection:
             names = [name for name, _ in lease.tokens]
@@ -141,7 +146,9 @@ class Leases(Records):
                 sa.select(leases.c.name, leases.c.token, leases.c.run, leases.c.expires)
                 .where(leases.c.name.in_(names))
                 .order_by(leases.c.name)
-                .with_for_update(read=not alone)
+                # KEY SHARE lets `renew` pass, which a stream of checkpoints would keep out until the lease is over;
+                # whoever takes a lease locks the table, and that waits for all of these
+                .with_for_update(read=True, key_share=True)
             ).all()
             clock = self.clock(connection)
             current = {row.name: row.token for row in rows if row.run == lease.run and row.expires > clock}

@@ -250,10 +250,10 @@ def record_failure(run: Run, exc: BaseException) -> bool:
         if isinstance(exc, VecrunError) and status == "failed" and "vecrun resume" not in exc.hint:
             way_on = f"When that is mended: vecrun resume {run.plan.job}. Or undo it: vecrun rollback {run.plan.job}"
             exc.hint = f"{exc.hint}\n{way_on}".strip()
-        run.ledger.write_log(run.run, "error" if status == "failed" else "info", f"{status}: {exc}")
         run.ledger.set_run(
             run.lease, status=status, error=str(exc) if status == "failed" else None, control=None, problem=None
         )
+        run.ledger.write_log(run.run, "error" if status == "failed" else "info", f"{status}: {exc}")
         return True
     return False
 

@@ -101,6 +101,7 @@ def finish(run: Run, number: int, step: CatchUp | VerifyPoints, parts: list[Part
             return state | {"leg": "deletions", "more": True}
     else:
         state["pending"] += read - done
+        state["left"] += sum(item.get("left", 0) for item in notes)
     state["repaired"] = [*state["repaired"], state["pending"]]
     state |= {"leg": "points", "passes": state["passes"] + 1, "tries": state["tries"] + 1}
     run.ledger.write_log(

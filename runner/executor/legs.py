@@ -99,8 +99,13 @@ class Leg:
             elif not versions.newer(theirs[point_id], ours[row]):
                 left += 1
         chosen = again.take(rows)
+        # what is replaced is recorded before: when a crash follows, it is not taken for something that was added
+        replaced = [(old_ids.get(one, one), one) for one in chosen.ids if one in theirs]
+        if replaced := [pair for pair in replaced if pair[0] in unknown]:
+            self.run.ledger.remember(self.run.lease, self.step.source.collection, replaced)
+            unknown -= {old for old, _new in replaced}
         self._write(chosen)
-        # recorded when it stands there, whichever try brought it: a crash may come between the write and the checkpoint
+        # added is what stands there and is not recorded: a crash may have come between the write and the checkpoint
         absent = {point_id for point_id in again.ids if point_id not in theirs} - set(chosen.ids)
         gone = set(wrong) - set(again.ids)
         fresh = [
@@ -116,10 +121,11 @@ class Leg:
     def delete(self, item: Moved) -> Done:
         """Delete points of the target whose source is gone. After the cutover: only those this run brought, and that
         nobody has written since."""
-        batch = item.batch
+        batch, left = item.batch, 0
         after = isinstance(self.step, CatchUp) and self.step.phase == "after"
         if after:
             batch = self._old_enough(batch)
+            left = self._orphans(item.batch)
         origins = self._origins(batch)
         olds = [old for one in origins for old in one]
         standing, _pairs_of = self.step.transform.apply(self._fetch_source(olds))
@@ -145,13 +151,29 @@ class Leg:
             crash.point(self.step.type, "after_delete")
             if after:
                 self.run.ledger.forget(self.run.lease, self.step.source.collection, forgotten)
-        self._note({"deleted": len(rows)}, [])
+        self._note({"deleted": len(rows), "left": left}, [])
         return self._done(len(item.batch) - len(rows), len(item.batch))
 
     def _old_enough(self, batch: PointBatch) -> PointBatch:
         """The points whose version is one that the source had before the switch."""
         found = versions.column(batch, self.live.field)
         return batch.take([row for row, one in enumerate(found) if versions.not_above(one, self.state["highest"])])
+
+    def _orphans(self, batch: PointBatch) -> int:
+        """How many points of this run the source has deleted, and somebody has written since the switch."""
+        found = versions.column(batch, self.live.field)
+        recent = batch.take(
+            [row for row, one in enumerate(found) if not versions.not_above(one, self.state["highest"])]
+        )
+        origins = self._origins(recent)
+        known = self.run.ledger.known(
+            self.run.run, self.step.source.collection, [old for one in origins for old in one]
+        )
+        rows = [row for row, one in enumerate(origins) if known.intersection(one)]
+        standing, _pairs_of = self.step.transform.apply(
+            self._fetch_source([old for row in rows for old in origins[row]])
+        )
+        return len({recent.ids[row] for row in rows} - set(standing.ids))
 
     def _origins(self, batch: PointBatch) -> list[list[PointId]]:
         """The source ids that each of these target points can have come from."""

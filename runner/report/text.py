@@ -98,7 +98,7 @@ def outcome(value: Outcome) -> str:
             passes = "1 pass" if result["passes"] == 1 else f"{result['passes']:,} passes"
             text = f"  caught up in {passes}, points repaired: {repaired}"
             if result["left"]:
-                text += f"; {result['left']:,} points differ, and nothing says which side is newer"
+                text += f"; {result['left']:,} points were left as they are: nothing says which side is newer"
             lines.append(text)
         elif step["type"] == "rewrite_ids":
             lines.append(f"  rewrote {result['rows']:,} rows")
