@@ -35,6 +35,9 @@ check: $(STAMP) ## format, lint, types, import contracts, generated files
 faults: $(STAMP) ## crash at every step and phase, and 200 random kill -9; everything is compared afterwards
 	$(BIN)/python -m tests.faults
 
+faults-distributed: $(STAMP) ## the same with three workers, Redis and PostgreSQL: kill -9, SIGSTOP, restarts (about 20 minutes)
+	$(BIN)/python -m tests.faults.distributed
+
 bench: $(STAMP) ## points per second against hand-written loops over the same clients, and memory
 	$(BIN)/python -m bench
 
@@ -55,4 +58,4 @@ fmt: $(STAMP) ## format and fix what can be fixed
 clean: ## remove what was built
 	rm -rf $(VENV) .demo .bench build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
-.PHONY: help setup demo test contract check faults bench schemas golden constraints fmt clean
+.PHONY: help setup demo test contract check faults faults-distributed bench schemas golden constraints fmt clean

@@ -158,5 +158,7 @@ def restored(data: dict[str, object]) -> VecrunError:
         kinds[kind.__name__] = kind
         pending += kind.__subclasses__()
     kind = kinds.get(str(data.get("error")), VecrunError)
-    parts = [str(data.get(key, "")) for key in ("summary", "detail", "hint")]
-    return VecrunError(*parts) if issubclass(kind, InvalidFile) else kind(*parts)
+    if issubclass(kind, InvalidFile):
+        items = data.get("diagnostics")
+        return InvalidFile([Diagnostic(**item) for item in items] if isinstance(items, list) else [])
+    return kind(*(str(data.get(key, "")) for key in ("summary", "detail", "hint")))

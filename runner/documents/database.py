@@ -12,6 +12,9 @@ from sqlalchemy import event
 from runner.documents import SqlConfig
 from runner.errors import NotFound, Permanent, Transient
 
+#: Seconds after which PostgreSQL ends a transaction in which nothing happens.
+IDLE_SECONDS = 30
+
 
 class Database:
     """An open relational database. Errors name the URL without its password."""
@@ -22,12 +25,14 @@ class Database:
             url = url.set(drivername="postgresql+psycopg")
         self.shown = url.render_as_string(hide_password=True)
         try:
-            self.engine = sa.create_engine(url)
+            self.engine = sa.create_engine(url, pool_pre_ping=True)
         except ModuleNotFoundError as exc:
             known = "'vecrun[pgvector]'" if exc.name and exc.name.startswith("psycopg") else "the package that has it"
             raise Permanent(
                 "A client library is missing", f"{self.shown} needs {exc.name!r}", f"pip install {known}"
             ) from exc
+        if self.engine.dialect.name == "postgresql":
+            event.listen(self.engine, "connect", _postgresql_settings)
         if self.engine.dialect.name == "sqlite":
             # the driver's own transactions leave out DDL; SQLAlchemy opens them instead
             event.listen(self.engine, "connect", _sqlite_manual)
@@ -58,6 +63,12 @@ class Database:
                 return sa.Table(bare, sa.MetaData(), schema=schema or None, autoload_with=connection)
         except sa.exc.NoSuchTableError as exc:
             raise NotFound("No such table", f"{name} in {self.shown}") from exc
+
+
+def _postgresql_settings(connection: Any, _record: Any) -> None:
+    # a process that is stopped in the middle would keep the rows locked from whoever goes on with its run
+    connection.cursor().execute(f"SET idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'")
+    connection.commit()
 
 
 def _sqlite_manual(connection: Any, _record: Any) -> None:

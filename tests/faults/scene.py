@@ -11,15 +11,16 @@ import os
 import sqlite3
 import uuid
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
+from runner.commands import open_context
 from runner.plan import Place
 from runner.points import IdKind, Payloads, PointBatch
-from runner.state import StateDirectory
+from runner.state import States
 from runner.store import Store
 from runner.stores import config_model, open_store
 from runner.transform import IdMode, map_id
@@ -91,6 +92,7 @@ class Scene:
     target: dict[str, Any]
     chunks_url: str = ""
     payloads: tuple[str, ...] = tuple(PAYLOADS)
+    team: dict[str, Any] = field(default_factory=dict)  # what vecrun.yaml has besides, where workers do the work
 
     @property
     def names(self) -> list[tuple[str, str]]:
@@ -118,7 +120,10 @@ def missing(pair: Pair) -> str:
     return ""
 
 
-def build(directory: str, pair: dict[str, Any], seed: int, points: int, batch_size: int, postgres: str) -> None:
+def build(
+    directory: str, pair: dict[str, Any], seed: int, points: int, batch_size: int, postgres: str,
+    team: dict[str, Any] | None = None,
+) -> None:  # fmt: skip
     """Make the workspace and fill the source, the chunks table and what stands in the target before."""
     root = Path(directory)
     root.mkdir(parents=True)
@@ -128,7 +133,7 @@ def build(directory: str, pair: dict[str, Any], seed: int, points: int, batch_si
     url = {"sqlite": f"sqlite:///{root / 'app.db'}", "postgres": "", "": ""}[made.chunks]
     if made.chunks == "postgres":
         url = _place("pgvector", root, postgres)["url"]
-    scene = Scene(root, made, prefix, seed, points, batch_size, *places, chunks_url=url)
+    scene = Scene(root, made, prefix, seed, points, batch_size, *places, chunks_url=url, team=team or {})
     with opened(scene.source) as source, opened(scene.target) as target:
         scene = replace(scene, payloads=_held(scene, source, target))
         _fill(scene, source, target)
@@ -228,16 +233,21 @@ def _write_workspace(scene: Scene) -> None:
         "kind": "Workspace",
         "connections": connections,
         "limits": {"workers": 2, "retry_delay": 0.1},
-    }
+    } | scene.team
     job = {"apiVersion": "vecrun/v1", "kind": "VectorMigration", "metadata": {"name": JOB}, "spec": spec}
     (scene.directory / "jobs").mkdir()
     (scene.directory / "vecrun.yaml").write_text(yaml.safe_dump(workspace))
     (scene.directory / "jobs" / f"{JOB}.yaml").write_text(yaml.safe_dump(job))
     if scene.seed % 2:
-        states = StateDirectory(scene.directory / "state")
         old = Place(connection="b", collection=f"{scene.prefix}old")
-        serving = states.serving().model_copy(update={"pointers": {scene.alias(scene.names[0][1]): old}})
-        states.save_serving(serving, contextlib.nullcontext())
+        pointers = {scene.alias(scene.names[0][1]): old}
+        _states(scene).change_serving(
+            lambda serving: serving.model_copy(update={"pointers": pointers}), contextlib.nullcontext()
+        )
+
+
+def _states(scene: Scene) -> States:
+    return open_context(scene.directory).states
 
 
 # -- the chunks table ----------------------------------------------------------------------------------------
@@ -311,7 +321,7 @@ def _surroundings(scene: Scene) -> dict[str, Any]:
     with opened(scene.target) as target:
         names = [name for name in target.collections() if name.startswith(scene.prefix)]
         aliases = {alias: name for alias, name in target.aliases().items() if alias.startswith(scene.prefix)}
-    pointers = StateDirectory(scene.directory / "state").serving().pointers
+    pointers = _states(scene).serving().pointers
     return {
         "collections": names,
         "aliases": aliases,
@@ -359,6 +369,9 @@ def check(directory: str, moved: bool) -> dict[str, Any]:
             findings.append("the ledger's mapping of ids is not the one that was made")
     else:
         expected = before
+    status = _states(scene).load(JOB).status
+    if status not in (("applied",) if moved else ("new", "rolled_back")):
+        findings.append(f"the state document says {status}")
     for key, wanted in expected.items():
         if now[key] != wanted:
             findings.append(f"{key}: expected {str(wanted)[:300]}, found {str(now[key])[:300]}")
@@ -377,10 +390,15 @@ def _mapping(scene: Scene) -> set[tuple[str, str, str]]:
 
 def _recorded_mapping(scene: Scene) -> set[tuple[str, str, str]]:
     """The same, as the newest apply recorded it."""
-    with contextlib.closing(sqlite3.connect(scene.directory / "state" / "ledger.db")) as ledger:
-        query = """select collection, old, new from id_map where run =
-            (select run from runs where purpose = 'apply' order by created desc, run desc limit 1)"""
-        return set(ledger.execute(query).fetchall())
+    query = """select collection, old, new from id_map where run =
+        (select run from runs where purpose = 'apply' order by created desc, run desc limit 1)"""
+    if not scene.team:
+        with contextlib.closing(sqlite3.connect(scene.directory / "state" / "ledger.db")) as ledger:
+            return set(ledger.execute(query).fetchall())
+    import psycopg
+
+    with psycopg.connect(scene.team["state"]["database"], options="-c search_path=vecrun") as server:
+        return {(row[0], row[1], row[2]) for row in server.execute(query)}
 
 
 def remove(directory: str) -> None:

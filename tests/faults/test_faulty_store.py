@@ -29,7 +29,7 @@ from runner import cli, commands, world
 from runner.errors import ItemsFailed, LockHeld, Permanent, TooLarge, Transient
 from runner.executor import slices
 from runner.points import CollectionSchema, IdKind, KeyRange, Payloads, PointBatch, PointId
-from runner.store import ConnectionConfig, ReadOnlyStore, Store
+from runner.store import ConnectionConfig, Problem, ReadOnlyStore, Store
 from runner.stores import open_store
 from runner.transform import IdMode
 from tests.faults import scene
@@ -51,7 +51,12 @@ class FaultyStore(ReadOnlyStore):
         self.inner.create(schema)
 
     def finish(self, schema: CollectionSchema) -> None:
+        self.faults.on_finish()
         self.inner.finish(schema)
+
+    def problems(self, schema: CollectionSchema, batch: PointBatch) -> list[Problem]:
+        self.faults.on_check()
+        return self.inner.problems(schema, batch)
 
     def drop(self, name: str) -> None:
         self.inner.drop(name)
@@ -84,6 +89,8 @@ class Faults:
         self.on_write: Callable[[int, PointBatch], None] = lambda _call, _batch: None
         self.on_written: Callable[[int, PointBatch], None] = lambda _call, _batch: None
         self.on_scan: Callable[[Iterator[PointBatch]], Iterator[PointBatch]] = lambda batches: batches
+        self.on_check: Callable[[], None] = lambda: None
+        self.on_finish: Callable[[], None] = lambda: None
 
     def before_write(self, batch: PointBatch) -> None:
         with self._lock:
@@ -172,6 +179,38 @@ def test_transient_errors_are_tried_again(bench: Bench) -> None:
 
     bench.faults.on_write = now_and_then
     assert bench.apply().points == POINTS
+    bench.assert_moved()
+
+
+def test_a_target_that_does_not_answer_a_check_loses_nothing(bench: Bench) -> None:
+    """Some stores look at a batch with the server's help, before it is written."""
+    calls = 0
+
+    def now_and_then() -> None:
+        nonlocal calls
+        calls += 1
+        if calls % 3 == 1:
+            raise Transient("The store did not answer", "on purpose, at a check")
+
+    bench.faults.on_check = now_and_then
+    assert bench.apply().points == POINTS
+    assert calls > POINTS // BATCH
+    bench.assert_moved()
+
+
+def test_a_step_without_partitions_waits_for_its_store(bench: Bench) -> None:
+    """A server that restarts while it builds an index does not end the run."""
+    calls = 0
+
+    def twice() -> None:
+        nonlocal calls
+        calls += 1
+        if calls < 3:
+            raise Transient("The store did not answer", "on purpose, while it finished")
+
+    bench.faults.on_finish = twice
+    assert bench.apply().points == POINTS
+    assert calls == 3
     bench.assert_moved()
 
 
