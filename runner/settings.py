@@ -94,7 +94,7 @@ class Environment(SpecModel):
 class Limits(SpecModel):
     """How much of this machine and of the stores a run may use."""
 
-    workers: int = Field(2, ge=1, le=64, description="Partitions worked on at once.")
+    workers: int = Field(2, ge=1, le=64, description="Partitions a process works on at once.")
     batches_in_flight: int = Field(2, ge=1, le=64, description="Batches read ahead of the writer, per partition.")
     retries: int = Field(5, ge=0, le=100, description="Tries of a batch after a transient error.")
     retry_delay: float = Field(
