@@ -25,10 +25,12 @@ from dramatiq.middleware import Shutdown, ShutdownNotifications
 
 from runner import crash, executor, logs
 from runner.errors import (
+    Cancelled,
     HandedOver,
     Interrupted,
     ItemsFailed,
     LeaseLost,
+    LockHeld,
     Transient,
     VecrunError,
     VerificationFailed,
@@ -156,7 +158,7 @@ class Coordinator(ABC):
             self._drain()
             if wish == "stop" and problem is not None:
                 raise restored(problem)
-            raise Interrupted(
+            raise (Cancelled if wish == "cancel" else Interrupted)(
                 "Cancelled on request" if wish == "cancel" else "Paused on request",
                 f"run {self.run.run}",
                 f"Go on with: vecrun resume {self.run.plan.job}\nOr undo it with: vecrun rollback {self.run.plan.job}",
@@ -268,14 +270,14 @@ class Worker:
     """One worker process: partitions from the queue, signs of life, sweeping, and runs that nobody coordinates.
 
     `open_run(run, token)`: what is needed to work for a run, None when the token is not of its present lease.
-    `coordinate(run, stop)`: go on with a run until it ends or `stop` is set.
+    `coordinate(run, stop)`: go on with a run until it ends or `stop` is set. `slots`: so many runs work at once.
     """
 
     def __init__(
         self, ledger: Sweeper, settings: Broker, threads: int, open_run: Callable[[str, int], Run | None],
-        coordinate: Callable[[str, threading.Event], None], stop: threading.Event,
+        coordinate: Callable[[str, threading.Event], None], slots: int, stop: threading.Event,
     ) -> None:  # fmt: skip
-        self.ledger, self.threads, self.stop = ledger, threads, stop
+        self.ledger, self.threads, self.slots, self.stop = ledger, threads, slots, stop
         self.name = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:6]}"
         self._open_run, self._coordinate = open_run, coordinate
         self._broker = _redis(settings)
@@ -286,6 +288,7 @@ class Worker:
         self._open: dict[tuple[str, int], Run] = {}
         self._used: dict[tuple[str, int], float] = {}
         self._runs: dict[str, threading.Thread] = {}
+        self._later: dict[str, float] = {}  # runs that could not be taken over, and when to try again
 
     def work(self) -> None:
         """Until `stop`; then finish the batches, checkpoint, and hand everything back."""
@@ -302,7 +305,7 @@ class Worker:
         for thread in self._runs.values():
             thread.join(timeout=DRAIN_SECONDS / 2)
         with suppress(VecrunError):
-            self._send(self.ledger.sweep(self.name, (), idle=False))
+            self._send(self.ledger.sweep(self.name, tuple, idle=False))
             self.ledger.leave(self.name)
         self._close_runs(older=float("inf"))
         self._broker.close()
@@ -366,30 +369,38 @@ class Worker:
 
     def _look_after(self) -> None:
         """What is done every few seconds. A ledger that does not answer is no reason to end."""
-        with self._guard:
-            busy = {claim for claim, count in self._busy.items() if count}
-            self._busy = Counter({claim: count for claim, count in self._busy.items() if count})
         try:
             began = time.monotonic()
-            self.ledger.beat(self.name, self.threads, len(busy))
+            self.ledger.beat(self.name, self.threads, len(self._at_it()))
             if time.monotonic() - began > BEAT_SECONDS:  # the ledger was away: others have to give a sign first, too
                 return
-            self._send(self.ledger.sweep(self.name, busy, idle=self._queued() == 0))
-            for run in self.ledger.orphans():
-                thread = self._runs.get(run)
-                if thread is None or not thread.is_alive():
-                    self._runs[run] = threading.Thread(target=self._take_over, args=(run,), name=f"run-{run}")
-                    self._runs[run].start()
+            self._send(self.ledger.sweep(self.name, self._at_it, idle=self._queued() == 0))
             self._runs = {run: thread for run, thread in self._runs.items() if thread.is_alive()}
+            # one at a time: each asks for leases, and many runs may wait for a slot
+            waiting = [run for run in self.ledger.orphans(self.slots) if run not in self._runs]
+            for run in [one for one in waiting if self._later.get(one, 0.0) <= time.monotonic()][:1]:
+                self._runs[run] = threading.Thread(target=self._take_over, args=(run,), name=f"run-{run}")
+                self._runs[run].start()
         except VecrunError as exc:
             logs.log().warning("ledger does not answer", reason=str(exc))
         self._close_runs(older=time.monotonic() - 60)
+
+    def _at_it(self) -> set[Claim]:
+        """What the threads work on."""
+        with self._guard:
+            self._busy = Counter({claim: count for claim, count in self._busy.items() if count})
+            return set(self._busy)
 
     def _take_over(self, run: str) -> None:
         with logs.bound(run=run, worker=self.name):
             try:
                 self._coordinate(run, self.stop)
+                self._later.pop(run, None)
+            except LockHeld as exc:
+                self._later[run] = time.monotonic() + 4 * BEAT_SECONDS
+                logs.log().debug("waits", reason=str(exc))
             except VecrunError as exc:  # it is in the ledger as well, unless another goes on with it
+                self._later[run] = time.monotonic() + 4 * BEAT_SECONDS
                 logs.log().info("run ended here", reason=str(exc))
             except Exception:
                 logs.log().exception("internal error")

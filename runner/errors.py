@@ -22,10 +22,10 @@ def register_secret(value: str) -> None:
 
 
 def redact(text: str) -> str:
-    """`text` with every registered secret replaced by `***`."""
+    """`text` with every registered secret replaced by `***`, and without what no database or terminal takes."""
     for secret in sorted(_SECRETS, key=len, reverse=True):
         text = text.replace(secret, "***")
-    return text
+    return text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()
 
 
 class VecrunError(Exception):
@@ -123,6 +123,10 @@ class Interrupted(VecrunError):
     """Stopped on request (Ctrl-C, pause); the checkpoints are written and the run can go on."""
 
     exit_code = 130
+
+
+class Cancelled(Interrupted):
+    """Stopped on request, to be rolled back; it can still go on."""
 
 
 class HandedOver(Interrupted):

@@ -12,7 +12,9 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any, Self
+from uuid import uuid4
 
 import sqlalchemy as sa
 
@@ -72,17 +74,35 @@ class Ledger(Leases):
         with self.guarded(lease) as connection:
             if connection.execute(sa.select(runs.c.run).where(runs.c.run == lease.run)).first():
                 return
+            moment = self._after_all(connection)
+            mine = runs.c.job == plan.job
+            if plan.of_run:  # nobody goes on with what is being undone, nor with a rollback of it that never began
+                connection.execute(
+                    runs.update().where(mine, runs.c.run == plan.of_run, runs.c.status.in_(("pending", "running")))
+                    .values(status="cancelled", control=None)
+                )  # fmt: skip
+                connection.execute(
+                    runs.update().where(mine, runs.c.purpose == "rollback", runs.c.status.not_in(FINAL))
+                    .values(status="rolled_back", control=None)
+                )  # fmt: skip
             connection.execute(
                 runs.insert().values(
                     run=lease.run, job=plan.job, kind=plan.kind, purpose=plan.purpose, of_run=plan.of_run, status=status,
-                    plan_digest=plan.plan_digest, plan=plan_text, executor=executor, lease=lease.dumps(), created=now(),
-                    started=now() if status == "running" else None, owner=owner(),
+                    plan_digest=plan.plan_digest, plan=plan_text, executor=executor, lease=lease.dumps(), created=moment,
+                    started=moment if status == "running" else None, owner=owner(),
                 )
             )  # fmt: skip
             if plan.steps:
                 connection.execute(
                     steps.insert(), [{"run": lease.run, "step": n, "status": "pending"} for n in range(len(plan.steps))]
                 )
+
+    def _after_all(self, connection: sa.Connection) -> str:
+        """The time by the database's clock, after that of every run so far: their order must not depend on clocks."""
+        moment = datetime.fromtimestamp(self.clock(connection), UTC)
+        if newest := connection.execute(sa.select(sa.func.max(runs.c.created))).scalar():
+            moment = max(moment, datetime.fromisoformat(newest) + timedelta(milliseconds=1))
+        return moment.isoformat(timespec="milliseconds")
 
     @again
     def set_run(self, held: Lease, /, **values: Any) -> None:
@@ -112,7 +132,9 @@ class Ledger(Leases):
             unexpired = (leases.c.run == run, leases.c.expires > self.clock(connection))
             rows = connection.execute(sa.select(leases).where(*unexpired)).mappings().all()
             held = any(not dead(row) for row in rows)
-            values = {"control": wish} if held else {"status": status, "control": None}
+            values: dict[str, Any] = {"status": status, "control": None}
+            if held:  # what was asked before goes before a pause
+                values = {"control": sa.case((runs.c.control.in_(("cancel", "stop")), runs.c.control), else_=wish)}
             found = connection.execute(
                 runs.update().where(runs.c.run == run, runs.c.status.not_in(FINAL)).values(**values)
             )
@@ -161,11 +183,10 @@ class Ledger(Leases):
             return [dict(row) for row in connection.execute(query).mappings()]
 
     def unfinished(self, job: str, *, but: str = "") -> dict[str, Any] | None:
-        """The newest run of a job, `but` aside, if it has not come to its end: it must be resumed or rolled back first."""
+        """The newest run of a job, `but` aside, that has not come to its end: it must be resumed or rolled back first."""
         for row in self.runs_of(job):
-            if row["run"] == but:
-                continue
-            return self.run(row["run"]) if row["status"] not in FINAL else None
+            if row["run"] != but and row["status"] not in FINAL:
+                return self.run(row["run"])
         return None
 
     # -- steps and partitions --------------------------------------------------------------------------------
@@ -233,15 +254,20 @@ class Ledger(Leases):
         with self.reading() as connection:
             return [_partition(row) for row in connection.execute(query).mappings()]
 
-    @again
     def take(self, lease: Lease, step: int, part: int, worker: str = "") -> Partition | None:
         """Begin or go on with a partition, counting the delivery. None when it is done, failed, or another has it."""
+        return self._take(lease, step, part, worker, uuid4().hex)
+
+    @again
+    def _take(self, lease: Lease, step: int, part: int, worker: str, taking: str) -> Partition | None:
         where = (partitions.c.run == lease.run, partitions.c.step == step, partitions.c.part == part)
         with self.guarded(lease) as connection:
             row = connection.execute(sa.select(partitions).where(*where).with_for_update()).mappings().one_or_none()
+            if row is not None and row["taking"] == taking:  # taken already, and the answer was lost
+                return _partition(row)
             if row is None or row["status"] != "pending":
                 return None
-            taken = {"status": "running", "worker": worker, "claim": row["claim"] + 1, "queued": None}
+            taken = {"status": "running", "worker": worker, "claim": row["claim"] + 1, "taking": taking, "queued": None}
             connection.execute(partitions.update().where(*where).values(**taken, deliveries=row["deliveries"] + 1))
             return _partition({**row, **taken})
 

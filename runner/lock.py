@@ -34,6 +34,11 @@ _HELD: set[tuple[str, int]] = set()
 SLOT = "slot"
 
 
+def collection(place: object) -> str:
+    """The name that stands for a collection. `#` is kept for the places of names that several may hold."""
+    return f"collection:{place}".replace("%", "%25").replace("#", "%23")
+
+
 @dataclass(frozen=True)
 class Lease:
     """The right to write for `run`: the names it holds, each with its fencing token."""

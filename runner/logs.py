@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 from collections.abc import Mapping, MutableMapping
 from contextlib import AbstractContextManager
 from functools import cache, partial
@@ -27,6 +28,8 @@ LEVEL_VARIABLE, FORM_VARIABLE = "VECRUN_LOG", "VECRUN_LOG_FORMAT"
 #: Fields that say where a line comes from. The ledger's log of a run has the same run.
 CONTEXT = ("run", "job", "step", "partition", "worker")
 NAME = "vecrun"
+#: Our own lines that come again and again while something is away, and the seconds after which one is shown again.
+REPEATED, REPEAT_SECONDS = ("queue does not answer", "ledger does not answer"), 60.0
 
 
 def configure(form: Form = "auto", level: Level = "info") -> None:
@@ -79,6 +82,7 @@ class _Stderr(logging.StreamHandler[Any]):
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
+        self.addFilter(_Seldom())
 
     @property
     def stream(self) -> IO[str]:
@@ -91,6 +95,32 @@ class _Stderr(logging.StreamHandler[Any]):
             sys.stderr.write(f"a line of {record.name} could not be logged: {kind}\n")
         except (OSError, ValueError):  # stderr is closed
             return
+
+
+class _Seldom(logging.Filter):
+    """Lets a line of a library pass once a minute: one template of one logger. Of ours only those in `REPEATED`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._shown: dict[tuple[str, str], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        clock, template = time.monotonic(), record.msg
+        if isinstance(template, Mapping):  # ours, as structlog hands it on
+            template = template.get("event", "")
+            if template not in REPEATED:
+                return True
+        elif template == "%s":  # warnings of Python: all say what they have to say in the argument
+            template = record.getMessage()
+        if record.levelno < logging.WARNING:
+            return True
+        key = (record.name, str(template))
+        if clock - self._shown.get(key, -REPEAT_SECONDS) < REPEAT_SECONDS:
+            return False
+        if len(self._shown) > 1000:
+            self._shown = {old: at for old, at in self._shown.items() if clock - at < REPEAT_SECONDS}
+        self._shown[key] = clock
+        return True
 
 
 def _shared() -> list[Processor]:

@@ -1,5 +1,5 @@
 """Metrics for Prometheus. They are read from the ledger at each scrape: so they survive restarts, and are the same
-wherever they are asked for; only the queue's length and `process_*` belong to the process that answers.
+wherever they are asked for; only what is said of the queue and `process_*` belong to the process that answers.
 
 A run that came to its end does not change any more and is read once; a scrape then costs what the open runs cost.
 """
@@ -49,6 +49,7 @@ METRICS = {
     for item in (
         Metric("vecrun_build_info", "gauge", ("version",), "Always 1; the version of the process that answers."),
         Metric("vecrun_ledger_up", "gauge", (), "1 if the ledger could be read; at 0 only this and the queue are told."),
+        Metric("vecrun_queue_up", "gauge", (), "1 if the queue answered; absent where no broker is set."),
         Metric("vecrun_scrape_seconds", "gauge", (), "Time it took to read the ledger for this answer."),
         Metric("vecrun_runs", "gauge", ("status",), "Runs in the ledger by status."),
         Metric("vecrun_run_info", "gauge", ("job", "run", "purpose", "status"),
@@ -93,7 +94,7 @@ class _Work:
 class LedgerCollector:
     """A collector for a registry of prometheus_client. Safe for scrapes at the same time."""
 
-    def __init__(self, ledger: Ledger, queue: Callable[[], int | None]) -> None:
+    def __init__(self, ledger: Ledger, queue: Callable[[], int | None] | None) -> None:
         self._ledger, self._queue = ledger, queue
         self._lock = threading.Lock()
         self._ended: dict[str, _Work] = {}  # by run; they do not change
@@ -116,12 +117,14 @@ class LedgerCollector:
         except VecrunError:
             samples = _Samples()
             samples.add("vecrun_ledger_up", 0)
-        try:
-            waiting = self._queue()
-        except Exception:  # a broker that does not answer must not hide what the ledger says
-            waiting = None
-        if waiting is not None:
-            samples.add("vecrun_queue_messages", waiting)
+        if self._queue is not None:
+            try:
+                waiting = self._queue()
+            except Exception:  # a broker that does not answer must not hide what the ledger says
+                waiting = None
+            samples.add("vecrun_queue_up", int(waiting is not None))
+            if waiting is not None:
+                samples.add("vecrun_queue_messages", waiting)
         yield from samples.families.values()
 
     def _read(self, connection: sa.Connection, samples: _Samples) -> None:
@@ -328,10 +331,10 @@ class Server:
         self._thread.join(timeout=5)
 
 
-def serve(address: str, ledger: Ledger, queue: Callable[[], int | None] = lambda: None) -> Server:
+def serve(address: str, ledger: Ledger, queue: Callable[[], int | None] | None = None) -> Server:
     """Serve the metrics at `address`: host:port, or :port for this machine only; port 0 takes a free one.
 
-    `queue` tells how many messages wait, or None. Anybody who reaches the address can read: names of jobs stand there.
+    `queue` tells how many messages wait, or None while it does not answer. Anybody who reaches the address can read: names of jobs stand there.
     """
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdigit():

@@ -88,6 +88,13 @@ def build(job: Job, settings: Settings, ledger: Ledger, states: States, *, unpin
 def refuse_unfinished(ledger: Ledger, job: str) -> None:
     """VecrunError when the newest run of a job has not come to its end."""
     if run := ledger.unfinished(job):
+        if who := next((item for item in ledger.holders() if item["run"] == run["run"] and not item["expired"]), None):
+            raise VecrunError(
+                "A run of this job is at work",
+                f"run {run['run']} ({run['purpose']}) is {run['status']}: {who['owner']} (pid {who['pid']} on "
+                f"{who['host']}) has it since {who['since']}",
+                f"Look at it: vecrun status {job} --watch\nStop it: vecrun pause {job}, or vecrun cancel {job}",
+            )
         raise VecrunError(
             "A run of this job is not finished",
             f"run {run['run']} ({run['purpose']}) is {run['status']}" + (f": {run['error']}" if run["error"] else ""),
@@ -102,6 +109,8 @@ def rollback(
     NotFound when there is nothing to undo."""
     state, expired = states.load(job), list[Notice]()
     run = ledger.unfinished(job, but=but)
+    if run and run["purpose"] == "rollback" and all(row["status"] == "pending" for row in ledger.steps_of(run["run"])):
+        run = ledger.run(run["of_run"])  # it never began: it is planned anew
     if run and run["purpose"] == "rollback":
         raise VecrunError(
             "A rollback of this job is not finished", f"run {run['run']} is {run['status']}", f"vecrun resume {job}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 
 from runner.errors import StoreError, Transient, VecrunError
-from runner.tables import metadata
+from runner.tables import metadata, state_documents
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -50,9 +51,8 @@ def again(method: Method) -> Method:
             try:
                 return method(self, *args, **kwargs)
             except LedgerGone:
-                if time.monotonic() > deadline:
+                if time.monotonic() > deadline or self.stopping.wait(0.5):
                     raise
-                time.sleep(0.5)
 
     return cast("Method", repeated)
 
@@ -62,6 +62,7 @@ class Records:
 
     def __init__(self, url: str, schema: str = "vecrun", *, lasting: bool = True) -> None:
         self.url, self.patience = url, 0.0
+        self.stopping = threading.Event()  # set: this process ends, and waits for nothing any more
         if url.startswith("sqlite:///"):
             Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         self.engine, self.on_server = _engine(url, schema)
@@ -97,6 +98,14 @@ class Records:
                 f"{self._shown()}: {str(exc.orig).strip()}",
                 f"{hint}; nothing of the run is lost, apply goes on from its checkpoints",
             ) from exc
+
+    @again
+    def identity(self) -> str:
+        """Names this database and schema, wherever it is looked at from; empty for SQLite, which is one host's."""
+        if not self.on_server:
+            return ""
+        query = sa.select(state_documents.c.lineage).where(state_documents.c.name == "lineage")
+        return str(self.fetch(query).scalar())
 
     @contextmanager
     def writing(self) -> Iterator[sa.Connection]:

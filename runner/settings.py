@@ -31,6 +31,7 @@ from runner.spec import (
 )
 
 FILE_NAME = "vecrun.yaml"
+_SCHEMA_NAME = re.compile(r"[a-z0-9_]{1,40}")
 _USER_PART = re.compile(r"[a-z][a-z0-9+.-]*://[^/@?#]*$", re.IGNORECASE)
 _PARAMETER = re.compile(r"[a-z][a-z0-9+.-]*://[^#]*[?&][^=&]*=[^&]*$", re.IGNORECASE)
 #: A SQLite file that is not named from the root: SQLAlchemy would look for it in the current folder.
@@ -218,7 +219,10 @@ class Settings:
     @property
     def records_schema(self) -> str:
         """The schema in PostgreSQL: one for each environment, so that they never see each other's runs."""
-        return f"vecrun_{self.environment}"[:63] if self.environment else "vecrun"
+        name = self.environment
+        if name and not _SCHEMA_NAME.fullmatch(name):  # what PostgreSQL would cut or quote is told apart by a digest
+            name = f"{re.sub('[^a-z0-9_]', '_', name.lower())[:30]}_{digest(name).removeprefix('sha256:')[:12]}"
+        return f"vecrun_{name}" if name else "vecrun"
 
     @property
     def variables(self) -> dict[str, Any]:

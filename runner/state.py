@@ -70,7 +70,7 @@ class Serving(Model):
 
 #: Held while a document is written: the transaction that proves that the lease is ours.
 Fence = AbstractContextManager[object]
-DocumentT = TypeVar("DocumentT", State, Serving)
+DocumentT = TypeVar("DocumentT", bound=State | Serving)
 SERVING = "serving"
 #: So many serials of a document stay in its history, whatever their age.
 KEEP_VERSIONS = 10
@@ -122,43 +122,45 @@ class States(ABC):
             if new != current:
                 self._put(SERVING, new.model_copy(update={"serial": current.serial + 1}), connection)
 
-    def push(self, state: State, fence: Fence, *, force: bool = False) -> State:
-        """Write a document that was pulled and edited. PlanRefused unless its lineage and serial are the present ones;
+    def push(self, state: DocumentT, fence: Fence, *, force: bool = False) -> DocumentT:
+        """Write a document that was pulled and edited: of a job, or the serving pointers. PlanRefused unless its lineage and serial are the present ones;
         `force` overwrites whatever is there, a damaged one included. Nothing is written when nothing changes.
 
         Where there is none yet it is taken as it is: so documents move from one place to another.
         """
-        with fence as held, self._writing(state.job, held) as connection:
-            text = self._text(state.job, None, connection)
-            new = state.model_copy(update={"serial": max(state.serial, self._last(state.job, connection) + 1)})
+        name = name_of(state)
+        with fence as held, self._writing(name, held) as connection:
+            text = self._text(name, None, connection)
+            new = state.model_copy(update={"serial": max(state.serial, self._last(name, connection) + 1)})
             if text is not None:
-                current = self._present(state.job, text, force=force)
+                current = self._present(name, text, type(state), force=force)
                 if current is not None:
                     if not force and (state.serial != current.serial or state.lineage != current.lineage):
                         raise PlanRefused(
                             "The state moved since it was pulled",
-                            f"{self.where(state.job)}: lineage {current.lineage}, serial {current.serial}; "
+                            f"{self.where(name)}: lineage {current.lineage}, serial {current.serial}; "
                             f"pushed: lineage {state.lineage}, serial {state.serial}",
                             "Pull it again and repeat the change, or overwrite it: --force",
                         )
                     new = state.model_copy(update={"serial": current.serial + 1, "lineage": current.lineage})
                     if new.model_copy(update={"serial": current.serial}) == current:
                         return current
-            self._put(state.job, new, connection)
+            self._put(name, new, connection)
         return new
 
-    def _present(self, job: str, text: str, *, force: bool) -> State | None:
+    def _present(self, name: str, text: str, model: type[DocumentT], *, force: bool) -> DocumentT | None:
         try:
-            return self._parsed(job, text, State)
+            return self._parsed(name, text, model)
         except VecrunError:
             if not force:
                 raise
             return None
 
-    def parse(self, text: str, file: str) -> State:
+    def parse(self, text: str, file: str) -> State | Serving:
         """A document from a file of the user's, which may have been edited. VecrunError says what is wrong with it."""
-        state = self._parsed(file, text, State, where=file, remedy="Pull it again: vecrun state pull JOB -o FILE")
-        if unknown := sorted(set(json.loads(text)) - set(State.model_fields)):
+        model = Serving if _is_serving(text) else State
+        state = self._parsed(file, text, model, where=file, remedy="Pull it again: vecrun state pull JOB -o FILE")
+        if unknown := sorted(set(json.loads(text)) - set(model.model_fields)):
             raise VecrunError(
                 "The document has keys that this vecrun does not know",
                 f"{file}: {', '.join(unknown)}",
@@ -450,7 +452,25 @@ def open_states(settings: Settings) -> States:
     if url.startswith("sqlite"):
         return StateDirectory(settings.state_directory)
     records = _shared(url, settings.records_schema)
-    return StateTable(records, f"{records.engine.url.render_as_string(hide_password=True)}, {settings.records_schema}")
+    return StateTable(records, f"{settings.records_schema} of {_shortly(records.engine.url)}")
+
+
+def _shortly(url: sa.URL) -> str:
+    port = f":{url.port}" if url.port else ""
+    return f"{url.host or url.query.get('host') or 'localhost'}{port}/{url.database}"
+
+
+def name_of(document: State | Serving) -> str:
+    """What a document is kept under: its job, or `serving`."""
+    return document.job if isinstance(document, State) else SERVING
+
+
+def _is_serving(text: str) -> bool:
+    try:
+        data = json.loads(text)
+    except ValueError:
+        return False
+    return isinstance(data, dict) and "pointers" in data and "job" not in data
 
 
 @functools.cache

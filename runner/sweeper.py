@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 
 from runner.ledger import Ledger
-from runner.lock import Lease, dead, now
+from runner.lock import SLOT, Lease, dead, now
 from runner.records import again
 from runner.tables import leases, log, partitions, runs, steps, workers
 
@@ -58,20 +58,24 @@ class Sweeper(Ledger):
             connection.execute(workers.delete().where(workers.c.worker == worker))
 
     @again
-    def sweep(self, worker: str, busy: Collection[Claim], *, idle: bool) -> list[Message]:
+    def sweep(self, worker: str, busy: Callable[[], Collection[Claim]], *, idle: bool) -> list[Message]:
         """Free what dead workers held, and what this one holds without working on it; the messages to send again.
 
-        `busy`: what this worker is at. `idle`: the queue is empty, so a partition that nobody took has lost its message.
+        `busy` tells what this worker is at; it is asked after the ledger. `idle`: the queue is empty, so a partition that nobody took has lost its message.
         """
         found: list[Message] = []
         with self.writing() as connection:
             clock = self.clock(connection)
             connection.execute(workers.delete().where(workers.c.seen < clock - 3600))
-            for row in connection.execute(_OPEN).mappings():
+            rows = connection.execute(_OPEN).mappings().all()
+            own = connection.execute(sa.select(workers.c.seen).where(workers.c.worker == worker)).scalar()
+            # after a time in which nobody could write, others need a moment to give a sign of life, too
+            judges, at_it = own is not None and own > clock - 2 * BEAT_SECONDS, busy()
+            for row in rows:
                 claim = (row["run"], row["step"], row["part"])
                 if row["status"] == "running":
-                    silent = row["seen"] is None or row["seen"] < clock - SILENT_SECONDS
-                    if not (silent or (row["worker"] == worker and claim not in busy)):
+                    silent = judges and (row["seen"] is None or row["seen"] < clock - SILENT_SECONDS)
+                    if not (silent or (row["worker"] == worker and claim not in at_it)):
                         continue
                     values: dict[str, Any] = {"status": "pending", "worker": None, "claim": row["claim"] + 1}
                     condition = partitions.c.claim == row["claim"]
@@ -97,18 +101,20 @@ class Sweeper(Ledger):
         return found
 
     @again
-    def orphans(self) -> list[str]:
-        """Distributed runs that are to go on, and that nobody coordinates."""
+    def orphans(self, slots: int) -> list[str]:
+        """Distributed runs that are to go on, and that nobody coordinates; none while all `slots` are taken."""
         with self.reading() as connection:
             unexpired = (leases.c.run.is_not(None), leases.c.expires > self.clock(connection))
-            rows = connection.execute(sa.select(leases).where(*unexpired)).mappings()
-            held = {row["run"] for row in rows if not dead(row)}
+            held = [row for row in connection.execute(sa.select(leases).where(*unexpired)).mappings() if not dead(row)]
+            if sum(row["name"].startswith(f"{SLOT}#") for row in held) >= slots:
+                return []
             query = (
                 sa.select(runs.c.run)
                 .where(runs.c.executor == "distributed", runs.c.status.in_(("pending", "running")))
                 .order_by(runs.c.created)
             )
-            return [run for run in connection.execute(query).scalars() if run not in held]
+            at_work = {row["run"] for row in held}
+            return [run for run in connection.execute(query).scalars() if run not in at_work]
 
     @again
     def at_work(self, run: str) -> int:

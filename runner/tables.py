@@ -65,6 +65,7 @@ partitions = sa.Table(
     sa.Column("deliveries", sa.Integer, nullable=False, default=0),
     sa.Column("worker", sa.String(255)),  # who works on it
     sa.Column("claim", sa.BigInteger, nullable=False, server_default="0"),  # moves each time it is taken
+    sa.Column("taking", sa.String(32)),  # names the call that took it, so that it can be repeated
     sa.Column("queued", sa.Float(53)),  # when a message for it was last sent again
     sa.Column("notes", sa.Text),  # JSON of what its step keeps besides: counts, marks
     sa.Column("error", sa.Text),

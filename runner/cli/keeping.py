@@ -107,18 +107,20 @@ def state_pull(context: Context, job: str, serial: int | None, out: Path | None,
 @click.option("--force", is_flag=True, help="Overwrite a document that moved since, or is damaged.")
 @options
 def state_push(context: Context, file: Path, force: bool, as_json: bool) -> None:
-    """Make a file the state document of its job. Refused when it was not pulled from the present one."""
+    """Make a file the state document of its job, or the serving pointers. Refused when it was not pulled from the present one."""
     from runner import commands
     from runner.report import to_json
 
     done = commands.push(context, file, force=force)
     if as_json:
         click.echo(to_json("pushed", done))
-    elif done.before == done.serial:
-        show(f"Nothing to change: job {done.job} has this state already (serial {done.serial}).")
+        return
+    whose = "The serving document" if done.job == "serving" else f"Job {done.job}"
+    if done.before == done.serial:
+        show(f"Nothing to change: {whose[0].lower()}{whose[1:]} has this state already (serial {done.serial}).")
     else:
         before = "" if done.before is None else f" (before: {done.before})"
-        show(f"Job {done.job} has state serial {done.serial} now{before}, in {done.where}")
+        show(f"{whose} has state serial {done.serial} now{before}, in {done.where}")
         for line in done.changes:
             show(f"  ~ {line}")
 
@@ -265,10 +267,10 @@ def gc(context: Context, auto_approve: bool, dry_run: bool, as_json: bool) -> No
 
 
 def _show_garbage(found: Garbage) -> None:
+    if lost := [f"run {item.run} of job {item.job}" for item in found.runs if item.rollback]:
+        show(f"Gone for good: these can then not be rolled back any more: {', '.join(lost)}")
     for item in found.runs:
         show(f"run {item.run} of job {item.job} {item.why}")
-        if item.rollback:
-            show("  - it can then not be rolled back any more")
         for name, count in item.tables.items():
             show(f"  - undo table {name}: {count:,} rows")
         for name, count in item.rows.items():

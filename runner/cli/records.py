@@ -28,7 +28,8 @@ def _controls(wish: str, doc: str) -> None:
 
         run = commands.control(context, job, wish)
         stopped = no_wait or commands.stopped(context, run)
-        row = commands.status(context, run).run
+        found = commands.status(context, run)
+        row = found.run
         left = commands.left_behind(context, run) if wish == "cancel" else []
         if as_json:
             click.echo(to_json("control", {"run": run, "asked": wish, "status": row["status"], "left_behind": left}))
@@ -44,6 +45,8 @@ def _controls(wish: str, doc: str) -> None:
             show("Left behind:")
             for line in left:
                 show(f"  {line}")
+        elif wish == "cancel" and all(item["status"] == "pending" for item in found.steps):
+            show("Nothing was written.")
         show(f"Go on: vecrun resume {row['job']}. Undo: vecrun rollback {row['job']}")
 
 
@@ -52,7 +55,7 @@ _controls("cancel", "Ask a run to stop after its batch, to be rolled back.")
 
 
 @cli.command()
-@click.argument("job", metavar="JOB|RUN", required=False)
+@click.argument("job", metavar="[JOB|RUN]", required=False)
 @click.option("--watch", is_flag=True, help="Show it again every second until it ends.")
 @options
 def status(context: Context, job: str | None, watch: bool, as_json: bool) -> None:
@@ -75,7 +78,10 @@ def status(context: Context, job: str | None, watch: bool, as_json: bool) -> Non
                 "steps": steps,
                 "done": found.done,
                 "total": found.total,
+                "percent": found.percent,
                 "seconds_left": found.seconds_left,
+                "queue_answers": found.queue_answers,
+                "waits_for": found.waits_for,
             }
             click.echo(to_json("status", body))
         else:
@@ -103,7 +109,7 @@ def runs(context: Context, job: str | None, as_json: bool) -> None:
 @click.option("-f", "--follow", is_flag=True, help="Wait for more until the run ends.")
 @options
 def logs(context: Context, run: str, follow: bool, as_json: bool) -> None:
-    """The log of a run."""
+    """The log of a run. With --json one document; with --follow and --json an object for each line."""
     from runner import commands
     from runner.report import to_json
 
@@ -134,7 +140,7 @@ def connections() -> None:
 @click.argument("names", nargs=-1)
 @options
 def connections_test(context: Context, names: tuple[str, ...], as_json: bool) -> None:
-    """Reachable, version, credentials, rights, latency."""
+    """Reachable, version, credentials, rights, latency. Without names also the ledger's database and the broker."""
     from runner import commands
     from runner.report import text, to_json
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
@@ -31,6 +33,7 @@ from runner.commands.refusals import (
     refuse_unshared,
 )
 from runner.errors import (
+    HandedOver,
     NotFound,
     Permanent,
     PlanRefused,
@@ -40,7 +43,7 @@ from runner.errors import (
 from runner.executor import Run
 from runner.executor.catchup import release
 from runner.ledger import FINAL, UNLIMITED
-from runner.lock import machine, now, owner
+from runner.lock import machine, now
 from runner.plan import Plan, VerifyPoints, loads
 from runner.spec import Job
 from runner.sweeper import Sweeper
@@ -140,7 +143,8 @@ def _resume(
             raise NotFound(
                 "Nothing to resume", f"run {row['run']} came to its end meanwhile", f"vecrun status {plan.job}"
             )
-        refuse_moved_connections(context, plan)
+        begun = any(step["status"] != "pending" for step in ledger.steps_of(row["run"]))
+        refuse_moved_connections(context, plan) if begun else refuse_stale(context, ledger, plan, row["run"])
         executor = "distributed" if context.settings.has_broker else "embedded"
         status = "pending" if detach else "running"
         ledger.hold(held.lease, status=status, executor=executor, control=None, problem=None, error=None, takeovers=0)
@@ -164,7 +168,7 @@ def take_over(context: Context, run: str, stop: threading.Event) -> None:
         plan = loads(row["plan"], f"run {run}")
         with leased(context, ledger, plan, run, mine, wait=0, say=nobody) as held:
             row = ledger.run(run)
-            if row["status"] not in ("pending", "running"):
+            if row["status"] not in ("pending", "running") or ledger.runs_of(plan.job)[0]["run"] != run:
                 return
             watch = threading.Thread(target=_pass_on, args=(stop, mine), daemon=True)
             watch.start()
@@ -173,7 +177,9 @@ def take_over(context: Context, run: str, stop: threading.Event) -> None:
                 ledger.hold(
                     held.lease, status="running", takeovers=row["takeovers"] + 1, started=row["started"] or now()
                 )
-                ledger.write_log(run, "info", "taken over" if begun else "started", by=owner())
+                before = f"{row['owner']}" if row["takeovers"] == 0 else "another worker"
+                by = f"pid {os.getpid()} on {socket.gethostname()}"
+                ledger.write_log(run, "info", "taken over" if begun else "started", by=by, begun_by=before)
                 try:
                     if row["takeovers"] >= MAX_TAKEOVERS:
                         raise Permanent(
@@ -181,13 +187,19 @@ def take_over(context: Context, run: str, stop: threading.Event) -> None:
                             f"run {run} was taken over {row['takeovers']} times without finishing a step",
                         )
                     refuse_moved_connections(context, plan) if begun else refuse_stale(context, ledger, plan, run)
-                except Transient:  # the next sweep tries again
+                except Transient:  # a later sweep tries again, and nothing has died
+                    ledger.hold(held.lease, takeovers=row["takeovers"])
                     raise
                 except VecrunError as exc:
                     record_failure(prepared(context, ledger, held.lease, held.keeper, plan, mine, nobody), exc)
                     held.ended.append(exc)
                     raise
-                execute(context, ledger, held, plan, None, mine, nobody, hand_over=True)
+                try:
+                    execute(context, ledger, held, plan, None, mine, nobody, hand_over=True)
+                except (HandedOver, Transient):
+                    with suppress(VecrunError):
+                        ledger.hold(held.lease, takeovers=row["takeovers"])
+                    raise
             finally:
                 mine.set()
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from runner.errors import NotFound
 from runner.kinds import spec_models
-from runner.settings import Settings, find_root
+from runner.settings import Broker, Settings, find_root
 from runner.settings import load as load_settings
 from runner.spec import Job, load_job, suggest
 from runner.state import States, open_states
@@ -31,6 +31,14 @@ class Context:
     @property
     def states(self) -> States:
         return open_states(self.settings)
+
+    def broker(self, ledger: Ledger) -> Broker | None:
+        """The queue of the chosen environment; None: runs work in their own process. Its keys are apart from those of
+        every other ledger, so that workers never get messages of runs they do not know."""
+        broker = self.settings.broker
+        if broker is None:
+            return None
+        return broker.model_copy(update={"namespace": f"{broker.namespace}-{ledger.identity()[:8]}"})
 
     @contextmanager
     def ledger(self, *, reading: bool = False) -> Iterator[Sweeper]:
@@ -76,6 +84,9 @@ def find_run(context: Context, ledger: Ledger, name: str) -> dict[str, Any]:
     job = job_of(context, ledger, name)
     for row in ledger.runs_of(job):
         return ledger.run(row["run"])
+    if applied := context.states.load(job).applied:
+        where = f"run {applied[-1].run} of job {job} is not in this ledger: the state was pushed from elsewhere"
+        raise NotFound("No run", where, f"vecrun state show {job}")
     raise NotFound("No run", f"job {job} was never applied", "vecrun runs")
 
 

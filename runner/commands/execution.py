@@ -14,6 +14,7 @@ from runner import crash, logs, planner
 from runner.actors import Coordinator, Distributed, Embedded, Progress
 from runner.commands.context import Context
 from runner.errors import (
+    Cancelled,
     HandedOver,
     Interrupted,
     LeaseLost,
@@ -24,9 +25,8 @@ from runner.errors import (
 )
 from runner.executor import Run
 from runner.executor.flow import retried
-from runner.executor.verify import copied_by
 from runner.ledger import Ledger, Partition
-from runner.lock import SLOT, Keeper, Lease, now
+from runner.lock import SLOT, Keeper, Lease, collection, now
 from runner.notify import Event, notify
 from runner.plan import CopyPoints, Observed, Place, Plan, SetServing, VerifyPoints, loads
 from runner.records import LedgerGone
@@ -75,9 +75,9 @@ def leased(
     for step in plan.steps:
         target = getattr(step, "target", None)
         if isinstance(target, Place) and not isinstance(step, VerifyPoints):
-            names.add(f"collection:{target}")
+            names.add(collection(target))
         if isinstance(step, CopyPoints):
-            read.add(f"collection:{step.source}")
+            read.add(collection(step.source))
     shared = dict.fromkeys(read - names, limits.runs_per_source) | ({SLOT: limits.runs} if slot else {})
     began, told = time.monotonic(), False
     while True:
@@ -111,8 +111,14 @@ def _tell(context: Context, ledger: Ledger, run: str, error: BaseException | Non
     if not context.settings.workspace.notifications:
         return
     with suppress(VecrunError):
-        row, steps = ledger.run(run), ledger.steps_of(run)
-        copied = sum(copied_by(loads(row["plan"], f"run {run}"), steps).values())
+        row = ledger.run(run)
+        plan = loads(row["plan"], f"run {run}")
+        copied = sum(
+            part.done
+            for number, step in enumerate(plan.steps)
+            if isinstance(step, CopyPoints)
+            for part in ledger.partitions_of(run, number)
+        )
         for problem in notify(context.settings, Event.of(row, context.settings.environment, copied, error)):
             ledger.write_log(run, "warning", problem)
             say(problem)
@@ -164,7 +170,7 @@ def _measured(context: Context, ledger: Sweeper, say: Callable[[str], None]) -> 
 
 
 def _coordinator(context: Context, run: Run, progress: Progress, *, hand_over: bool) -> Coordinator:
-    broker = context.settings.broker
+    broker = context.broker(run.ledger)
     if broker is None:
         run.hands = run.limits.workers
         return Embedded(run, progress)
@@ -236,14 +242,16 @@ def _live(plan: Plan) -> dict[str, Place]:
 
 def record_failure(run: Run, exc: BaseException) -> bool:
     """The run's status after an error; whether it was written. After a lost lease it is not: somebody else owns the run."""
-    if isinstance(exc, LeaseLost | HandedOver) or run.dry:
+    if isinstance(exc, LeaseLost | HandedOver | LedgerGone) or run.dry:
         return False
     if run.keeper is not None and isinstance(run.keeper.error, LedgerGone):  # whoever comes next goes on with it
         return False
     status = "failed"
     if isinstance(exc, Interrupted | KeyboardInterrupt):
-        status = "cancelled" if "Cancelled" in str(exc) else "paused"
+        status = "cancelled" if isinstance(exc, Cancelled) else "paused"
     with suppress(VecrunError):
+        if status == "paused" and run.ledger.wish(run.run)[0] == "cancel":  # asked for while it was being stopped
+            status = "cancelled"
         for number, row in enumerate(run.ledger.steps_of(run.run)):
             if row["status"] == "running" and isinstance(exc, VerificationFailed):
                 run.ledger.set_step(run.lease, number, "failed")

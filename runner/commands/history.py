@@ -8,7 +8,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from runner.commands.context import Context, find_run, job_of
-from runner.errors import VecrunError
+from runner.commands.operation import broker_version
+from runner.errors import InvalidFile, VecrunError
+from runner.lock import SLOT
 from runner.plan import CatchUp, CopyPoints, Plan, SetServing, SwitchAlias, VerifyPoints, loads
 
 
@@ -25,6 +27,16 @@ class RunStatus:
     coordinator: str = ""  # who walks the steps now
     workers: int | None = None  # alive; None for a run that works by itself
     at_work: int = 0  # partitions that workers have
+    queue_answers: bool | None = None  # None: it has none, or it cannot be asked from here
+    slots: int = 0  # limits.runs
+    waits_for: tuple[str, ...] = ()  # runs that have all the slots; empty when it need not wait for one
+
+    @property
+    def percent(self) -> float | None:
+        """Of the planned points; 100 when it completed, whatever a filter left out. None: nothing is planned."""
+        if self.run["status"] == "completed":
+            return 100.0
+        return round(100 * self.done / self.total, 1) if self.total else None
 
 
 def status(context: Context, name: str) -> RunStatus:
@@ -48,14 +60,33 @@ def status(context: Context, name: str) -> RunStatus:
                     passed = (datetime.now(UTC) - datetime.fromisoformat(state["started"])).total_seconds()
                     left = max(step.points - item["done"], 0) * passed / item["done"]
             steps.append(item)
-        row.pop("plan")
-        holders = [item for item in ledger.holders() if item["run"] == row["run"] and not item["expired"]]
+        row.pop("plan"), row.pop("lease")
+        held = [item for item in ledger.holders() if not item["expired"]]
+        holders = [item for item in held if item["run"] == row["run"]]
         coordinator = f"{holders[0]['owner']} (pid {holders[0]['pid']})" if holders else ""
-        distributed = row["executor"] == "distributed"
+        distributed, slots = row["executor"] == "distributed", context.settings.workspace.limits.runs
+        at_work = ledger.at_work(row["run"]) if distributed else 0
+        is_open = row["status"] in ("pending", "running")
+        at_slots = tuple(item["run"] for item in held if item["name"].startswith(f"{SLOT}#"))
         return RunStatus(
-            row, plan, tuple(steps), done, plan.points, left, coordinator,
-            len(ledger.crew()) if distributed else None, ledger.at_work(row["run"]) if distributed else 0,
+            row, plan, tuple(steps), done, plan.points, left if (at_work if distributed else coordinator) else None,
+            coordinator, len(ledger.crew()) if distributed else None, at_work,
+            _queue_answers(context) if distributed and is_open else None, slots,
+            at_slots if distributed and is_open and not coordinator and len(at_slots) >= slots else (),
         )  # fmt: skip
+
+
+def _queue_answers(context: Context) -> bool | None:
+    try:
+        broker = context.settings.broker
+    except InvalidFile:  # its URL is a secret of the workers' hosts
+        return None
+    if broker is None:
+        return None
+    try:
+        return bool(broker_version(broker))
+    except VecrunError:
+        return False
 
 
 def runs(context: Context, job: str | None = None) -> list[dict[str, Any]]:

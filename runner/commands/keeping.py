@@ -17,10 +17,10 @@ from runner import expiry, planner
 from runner.commands.context import Context
 from runner.errors import NotFound, VecrunError
 from runner.expiry import Garbage
-from runner.lock import SLOT, Lease, dead
+from runner.lock import SLOT, Lease, collection, dead
 from runner.plan import Plan
 from runner.spec import Name
-from runner.state import SERVING, Serving, State, Version, write_atomically
+from runner.state import SERVING, Serving, State, Version, name_of, write_atomically
 from runner.sweeper import Sweeper
 
 # State documents ------------------------------------------------------------------------------------------------------
@@ -62,7 +62,7 @@ def pull(context: Context, job: str, *, serial: int | None = None, out: Path | N
 class Pushed:
     """What a push did."""
 
-    job: str
+    job: str  # or serving
     where: str
     before: int | None  # serial; None: there was no document
     serial: int
@@ -70,39 +70,43 @@ class Pushed:
 
 
 def push(context: Context, file: Path, *, force: bool = False) -> Pushed:
-    """Make a file the state document of its job. PlanRefused unless it was pulled from the present one; LockHeld while
-    a run of the job is at work."""
+    """Make a file the state document of its job, or the serving pointers. PlanRefused unless it was pulled from the
+    present one; LockHeld while a run of the job is at work."""
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as exc:
         raise VecrunError("The document cannot be read", f"{file}: {exc}") from exc
     new = context.states.parse(text, str(file))
+    name = name_of(new)
     _check(new, file, context.states.jobs())
-    with context.ledger() as ledger, _held(context, ledger, new.job, "push") as lease:
+    lock = SERVING if isinstance(new, Serving) else f"job:{name}"
+    with context.ledger() as ledger, _held(context, ledger, lock, "push") as lease:
         before = None
         with suppress(VecrunError):
-            before = context.states.version(new.job)
+            before = _present(context, new)
         written = context.states.push(new, ledger.guarded(lease), force=force)
     changes = _changes(before, written) if before is not None else ("there was none",)
-    return Pushed(
-        written.job, context.states.where(written.job), before.serial if before else None, written.serial, changes
-    )
+    return Pushed(name, context.states.where(name), before.serial if before else None, written.serial, changes)
 
 
-def _check(new: State, file: Path, jobs: list[str]) -> None:
+def _present(context: Context, new: State | Serving) -> State | Serving | None:
+    if isinstance(new, State):
+        return context.states.version(new.job)
+    return context.states.serving() if context.states.history(SERVING) else None
+
+
+def _check(new: State | Serving, file: Path, jobs: list[str]) -> None:
     """VecrunError when a document names its job wrongly, or is in the file of another job."""
+    if isinstance(new, Serving):
+        _check_name(file, SERVING, jobs)
+        return
     try:
         TypeAdapter(Name).validate_python(new.job)
     except ValidationError as exc:
         raise VecrunError("The document names no job", f"{file}: job: {new.job!r}") from exc
     if new.job == SERVING:
-        raise VecrunError("Serving pointers are not pushed", str(file), "Runs set them: vecrun apply, vecrun rollback")
-    if file.stem != new.job and file.stem in jobs:
-        raise VecrunError(
-            "The document is of another job",
-            f"{file} is named like job {file.stem}, and its content is of job {new.job}",
-            "Rename the file if that is meant",
-        )
+        raise VecrunError("The document names no job", f"{file}: job: serving is the name of the serving pointers")
+    _check_name(file, new.job, jobs)
     runs = [item.run for item in new.applied]
     if new.status == "applied" and not runs:
         raise VecrunError("The document contradicts itself", f"{file}: status applied, and no applied run")
@@ -117,8 +121,20 @@ def _check(new: State, file: Path, jobs: list[str]) -> None:
             raise VecrunError("The document holds no valid time", f"{file}: run {item.run}: {exc}") from exc
 
 
-def _changes(before: State, after: State) -> tuple[str, ...]:
+def _check_name(file: Path, name: str, jobs: list[str]) -> None:
+    if file.stem != name and file.stem in [*jobs, SERVING]:
+        raise VecrunError(
+            "The document is of another job",
+            f"{file} is named like that of {file.stem}, and its content is of {name}",
+            "Rename the file if that is meant",
+        )
+
+
+def _changes(before: State | Serving, after: State | Serving) -> tuple[str, ...]:
     old, new = before.model_dump(mode="json"), after.model_dump(mode="json")
+    if isinstance(before, Serving) and isinstance(after, Serving):  # a line for each name is shorter
+        names = sorted(before.pointers.keys() | after.pointers.keys())
+        old, new = ({name: str(item.pointers.get(name) or "") for name in names} for item in (before, after))
     return tuple(
         f"{key}: {_short(old[key])} → {_short(new[key])}"
         for key in old
@@ -133,10 +149,10 @@ def _short(value: Any) -> str:
 
 
 @contextmanager
-def _held(context: Context, ledger: Sweeper, job: str, verb: str) -> Iterator[Lease]:
-    """The lease of a job for an operator's one write."""
+def _held(context: Context, ledger: Sweeper, name: str, verb: str) -> Iterator[Lease]:
+    """The lease on a name for an operator's one write."""
     seconds = context.settings.workspace.limits.lease_seconds
-    lease = ledger.acquire([f"job:{job}"], f"state-{verb}-{uuid.uuid4().hex[:8]}", seconds)
+    lease = ledger.acquire([name], f"state-{verb}-{uuid.uuid4().hex[:8]}", seconds)
     try:
         yield lease
     finally:
@@ -146,7 +162,7 @@ def _held(context: Context, ledger: Sweeper, job: str, verb: str) -> Iterator[Le
 
 def remove_state(context: Context, job: str) -> None:
     """Forget a job's state document; its history stays. Refused while a run of the job is unfinished."""
-    with context.ledger() as ledger, _held(context, ledger, job, "rm") as lease:
+    with context.ledger() as ledger, _held(context, ledger, f"job:{job}", "rm") as lease:
         planner.refuse_unfinished(ledger, job)
         context.states.remove(job, ledger.guarded(lease))
 
@@ -166,6 +182,7 @@ def locks(context: Context) -> list[dict[str, Any]]:
                 "job": runs.get(item["run"], {}).get("job"),
                 "status": runs.get(item["run"], {}).get("status"),
                 "renewed": _time(item["renewed"]),
+                "expires": _time(item["expires"]),
                 "gone": dead(item),
             }
             for item in ledger.holders()
@@ -193,8 +210,8 @@ def holders(context: Context, plan: Plan) -> list[str]:
     with context.ledger(reading=True) as ledger:
         held = [item for item in ledger.holders() if not item["expired"]]
     written, read = plan.places
-    alone = {f"job:{plan.job}"} | {f"collection:{place}" for place in written}
-    shared = {f"collection:{place}": limits.runs_per_source for place in read} | {SLOT: limits.runs}
+    alone = {f"job:{plan.job}"} | {collection(place) for place in written}
+    shared = {collection(place): limits.runs_per_source for place in read} | {SLOT: limits.runs}
     found = []
     for name in sorted(alone):
         found += [_sentence(name, [item]) for item in held if item["name"] == name or _shared_by(item) == name]

@@ -33,7 +33,7 @@ def refuse_blocked(plan: Plan) -> None:
 def refuse_unfinished(ledger: Ledger, plan: Plan) -> None:
     """A run that has not come to its end can be gone on with, or undone by its own rollback; nothing else."""
     unfinished = ledger.unfinished(plan.job)
-    if unfinished and not (plan.purpose == "rollback" and plan.of_run == unfinished["run"]):
+    if unfinished and not (plan.purpose == "rollback" and plan.of_run in (unfinished["run"], unfinished["of_run"])):
         planner.refuse_unfinished(ledger, plan.job)
 
 
@@ -100,4 +100,7 @@ def refuse_stale(context: Context, ledger: Ledger, plan: Plan, run: str = "") ->
         if again.of_run != plan.of_run or again.steps != plan.steps:
             moved.append(f"run {plan.of_run} went on since its rollback was planned")
     if moved:
-        raise PlanRefused("The plan is stale", "\n".join(moved), "Plan again, and look at what changed")
+        again = "Plan again, and look at what changed"
+        if run:  # recorded, and never begun
+            again = f"Give it up: vecrun rollback {plan.job}. Then plan again, and look at what changed"
+        raise PlanRefused("The plan is stale", "\n".join(moved), again)

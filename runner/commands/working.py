@@ -32,8 +32,6 @@ def require_broker(context: Context) -> None:
 def work(context: Context, threads: int, stop: threading.Event) -> None:
     """Be one worker process until `stop`, or until the process that started this one is gone."""
     require_broker(context)
-    broker = context.settings.broker
-    assert broker is not None
     parent = os.getppid()
 
     def watch() -> None:
@@ -49,9 +47,12 @@ def work(context: Context, threads: int, stop: threading.Event) -> None:
                 "a SQLite file is for one host, and its locks hold for one host only",
                 "state: {database: postgresql://…} in vecrun.yaml",
             )
+        broker = context.broker(ledger)
+        assert broker is not None
+        ledger.stopping = stop
         Worker(
             ledger, broker, threads, lambda run, token: open_run(context, ledger, run, token),
-            lambda run, event: take_over(context, run, event), stop,
+            lambda run, event: take_over(context, run, event), context.settings.workspace.limits.runs, stop,
         ).work()  # fmt: skip
 
 
@@ -63,7 +64,10 @@ def crew(context: Context) -> list[dict[str, Any]]:
 
 def queued(context: Context) -> Callable[[], int | None]:
     """A function that tells how many messages wait in the queue; None when there is none or it does not answer."""
-    broker = context.settings.broker
+    if not context.settings.has_broker:
+        return lambda: None
+    with context.ledger() as ledger:
+        broker = context.broker(ledger)
     return queue_length(broker) if broker is not None else lambda: None
 
 

@@ -79,8 +79,7 @@ def outcome(value: Outcome) -> str:
     if not value.steps:
         return f"{value.job}: nothing to do."
     kind = "dry run" if value.dry else "rollback" if value.purpose == "rollback" else "apply"
-    rate = f", {value.points / value.seconds:,.0f} points/s over all" if value.points and value.seconds else ""
-    lines = [f"{value.job}: {kind} completed in {phrases.duration(value.seconds)}{rate} (run {value.run})"]
+    lines = [f"{value.job}: {kind} completed in {phrases.duration(value.seconds)} (run {value.run})"]
     if value.dry:
         lines = [f"{value.job}: dry run read and transformed {value.points:,} points and wrote nothing"]
         return lines[0]
@@ -142,8 +141,9 @@ def status(value: RunStatus) -> str:
     lines = [
         f"{run['job']}: {run['purpose']} is {run['status']} (run {run['run']})",
         f"  points    {value.done:,}{percent}",
-        f"  started   {run['started']} by {run['owner']}",
-    ]
+        f"  started   {run['started']} by {run['owner']}" if run["started"]
+        else f"  created   {run['created']} by {run['owner']}; not started yet",
+    ]  # fmt: skip
     if run["finished"]:
         lines.append(f"  finished  {run['finished']}")
     elif run["status"] in ("pending", "running"):
@@ -151,7 +151,11 @@ def status(value: RunStatus) -> str:
             [] if value.workers is None else [f"{value.workers} workers alive", f"{value.at_work} partitions at work"]
         )
         who = f"coordinated by {value.coordinator}" if value.coordinator else "nobody coordinates it yet"
+        if value.waits_for:
+            who = f"waits for a slot: limits.runs = {value.slots} and these runs are at work: {', '.join(value.waits_for)}"
         lines.append("  at work   " + ", ".join([who, *crew]))
+        if value.queue_answers is False:
+            lines.append("  queue     does not answer; the run goes on when it does (vecrun connections test)")
     if value.seconds_left is not None:
         lines.append(f"  time left about {phrases.duration(value.seconds_left)}")
     if run["error"]:
@@ -188,7 +192,7 @@ def connections(values: list[ConnectionTest]) -> str:
     for item in values:
         if item.health is not None:
             rights = f", may {', '.join(item.health.rights)}" if item.health.rights else ""
-            size = "" if item.type == "sql" else f", {item.collections} collections"
+            size = "" if item.collections is None else f", {item.collections} collections"
             lines.append(
                 f"ok    {item.name} ({item.type}): {item.health.version}, {item.health.latency_ms:.0f} ms{rights}{size}"
             )
@@ -198,4 +202,5 @@ def connections(values: list[ConnectionTest]) -> str:
             detail = "; ".join(line.strip() for line in item.error.detail.splitlines())
             lines.append(f"error {item.name} ({item.type}): {item.error.summary}. {detail}")
             lines += [f"      {line}" for line in item.error.hint.splitlines()]
-    return "\n".join(lines) or "vecrun.yaml has no connections"
+    none = [] if any(not item.name.startswith("(") for item in values) else ["vecrun.yaml has no connections"]
+    return "\n".join(none + lines)

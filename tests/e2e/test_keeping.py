@@ -10,6 +10,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,7 @@ def test_an_edited_state_is_pushed_and_says_what_changed(kept: Workspace) -> Non
     ("change", "code", "words"),
     [
         ({"job": "../outside"}, 1, "names no job"),
-        ({"job": "serving"}, 1, "Serving pointers are not pushed"),
+        ({"job": "serving"}, 1, "names no job"),
         ({"aplied": []}, 1, "aplied"),
         ({"status": "x"}, 1, "status"),
         ({"serial": "one"}, 1, "serial"),
@@ -157,7 +158,7 @@ def test_a_file_of_one_job_is_not_pushed_over_another(ws: Workspace) -> None:
     ws.fill()
     ok(*APPLY)
     Path("move.json").write_text(json.dumps(state() | {"job": "other"}))
-    refused(run("state", "push", "move.json"), 1, "of another job", "content is of job other")
+    refused(run("state", "push", "move.json"), 1, "of another job", "content is of other")
     refused(run("state", "push", "nosuch.json"), 1, "cannot be read", "nosuch.json")
     Path("half.json").write_text(ok("state", "pull", "move")[:100])
     refused(run("state", "push", "half.json"), 1, "not whole JSON", "half.json")
@@ -177,23 +178,55 @@ def test_a_state_is_not_written_while_a_run_is_at_work(kept: Workspace, held: Ca
 def test_a_state_moves_from_files_to_postgresql(ws: Workspace, pg_database: str) -> None:
     ws.fill()
     ok(*APPLY)
-    ok("state", "pull", "move", "-o", "moved/move.json")
+    for name in ("move", "serving"):
+        ok("state", "pull", name, "-o", f"moved/{name}.json")
     settings(ws, database=pg_database)
     assert "No job was applied yet." in ok("state", "list")
-    assert "there was none" in ok("state", "push", "moved/move.json")
+    said = ok("state", "push", "moved/move.json")
+    assert "there was none" in said
+    assert re.search(r"in vecrun of \S+/\S+, job:move", said)
+    assert "://" not in said
+    no_run = refused(run("status", "move"), 10, "No run", "is not in this ledger")
+    assert "never applied" not in no_run
     assert ok("state", "pull", "move") == Path("moved/move.json").read_text()
     # the run is not known here: what can be said is said, and what cannot is refused with the reason
     planned = run("plan", "jobs/move.yaml", "--detailed-exitcode")
     assert "VI203" in planned.stdout
     assert "is not in this ledger" in planned.stdout
     drifted = run("drift")
-    assert "serving pointer kb-live is not set" in drifted.stdout  # pointers do not move with a job's state
+    assert "serving pointer kb-live is not set" in drifted.stdout  # they are a document of their own
     assert "is not in this ledger" in drifted.stderr
+    assert "serving document has state serial" in ok("state", "push", "moved/serving.json")
+    assert ok("state", "pull", "serving") == Path("moved/serving.json").read_text()
+    assert "kb-live" not in run("drift").stdout
     refused(run("rollback", "move", "--auto-approve"), 10, "cannot be rolled back from here", "pushed from elsewhere")
     refused(run("verify", "move"), 10, "cannot be verified from here", "pushed from elsewhere")
     with ws.store("b") as store:
         store.delete("kb2", list(next(iter(store.scan("kb2", KeyRange()))).ids[:1]))
     assert "b/kb2 (target) held 50 points and holds 49 now" in run("drift").stdout
+
+
+def test_the_serving_pointers_are_pushed(kept: Workspace, held: Callable[..., None]) -> None:
+    ok(*APPLY)
+    ok("state", "pull", "serving", "-o", "pointers.json")
+    assert "Nothing to change: the serving document" in ok("state", "push", "pointers.json")
+    document = json.loads(Path("pointers.json").read_text())
+    document["pointers"]["other"] = {"connection": "a", "collection": "kb"}
+    Path("pointers.json").write_text(json.dumps(document))
+    held("serving")
+    refused(run("state", "push", "pointers.json"), 11, "serving is held by run r-other")
+    ok("lock", "release", "serving", "--if-id", str(json.loads(ok("lock", "show", "serving", "--json"))["id"]))
+    said = ok("state", "push", "pointers.json")
+    assert "The serving document has state serial 2 now (before: 1)" in said
+    assert '~ other: nothing → "a/kb"' in said
+    assert state("serving")["pointers"] == document["pointers"]
+    refused(run("state", "push", "pointers.json"), 12, "moved since it was pulled", "serial 2")
+    Path("move.json").write_text(Path("pointers.json").read_text())
+    refused(run("state", "push", "move.json", "--force"), 1, "of another job", "content is of serving")
+    Path("pointers.json").write_text(json.dumps(document | {"pointers": {"other": "a/kb"}}))
+    refused(run("state", "push", "pointers.json", "--force"), 1, "pointers.other")
+    ok("rollback", "move", "--auto-approve")
+    assert list(state("serving")["pointers"]) == ["other"]
 
 
 def test_a_run_above_one_of_elsewhere_is_rolled_back(ws: Workspace, pg_database: str) -> None:
@@ -263,7 +296,7 @@ def test_locks_are_listed_shown_and_released(kept: Workspace, held: Callable[...
     assert "vecrun lock release 'job:move' --if-id 2" in shown
     assert "one of several places" in ok("lock", "show", "slot#1")
     found = json.loads(ok("lock", "show", "job:move", "--json"))
-    assert found["renewed"].startswith("20")
+    assert found["since"] <= found["renewed"] < found["expires"] <= str(datetime.now(UTC) + timedelta(seconds=61))
     assert 55 < found["seconds"] <= 60
     assert (found["job"], found["status"], found["gone"], found["expired"]) == ("move", "completed", False, False)
     assert set(found) >= {"owner", "host", "pid", "machine", "run", "since", "id"}
@@ -364,7 +397,7 @@ def test_gc_shows_first_and_removes_then(expired: Workspace) -> None:
     history = ok("runs")
     shown = ok("gc", "--dry-run")
     for words in (
-        f"run {name} of job move expired on 20", "it can then not be rolled back any more",
+        f"run {name} of job move expired on 20", f"Gone for good: these can then not be rolled back any more: run {name} of job move",
         f"undo table app/{undo}: 50 rows", "id mapping: 50 rows", "partitions: ", "log details: ",
     ):  # fmt: skip
         assert words in shown, shown

@@ -523,6 +523,7 @@ def test_a_broken_ledger_or_broker_is_told_and_breaks_no_scrape(tmp_path: Path) 
     try:
         found = scrape(server.address)
         assert found[key("vecrun_ledger_up")] == 1
+        assert found[key("vecrun_queue_up")] == 0
         assert key("vecrun_queue_messages") not in found
         ledger.close()
         for path in tmp_path.iterdir():
@@ -530,7 +531,7 @@ def test_a_broken_ledger_or_broker_is_told_and_breaks_no_scrape(tmp_path: Path) 
         (tmp_path / "ledger.db").write_bytes(b"no database" * 1000)
         found = scrape(server.address)
         assert found[key("vecrun_ledger_up")] == 0
-        assert {name for name, _ in found if name.startswith("vecrun_")} == {"vecrun_ledger_up"}
+        assert {name for name, _ in found if name.startswith("vecrun_")} == {"vecrun_ledger_up", "vecrun_queue_up"}
     finally:
         server.close()
         ledger.close()

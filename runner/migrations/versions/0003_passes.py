@@ -1,4 +1,4 @@
-"""Steps in passes over a live source: what they keep of each partition besides its counts."""
+"""What a step keeps of a partition besides its counts, and the call that took it."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -9,3 +9,4 @@ down_revision = "0002"
 
 def upgrade() -> None:
     op.add_column("partitions", sa.Column("notes", sa.Text))
+    op.add_column("partitions", sa.Column("taking", sa.String(32)))
