@@ -264,7 +264,7 @@ class Ledger(Leases):
         with self.guarded(lease) as connection:
             row = connection.execute(sa.select(partitions).where(*where).with_for_update()).mappings().one_or_none()
             if row is not None and row["taking"] == taking:  # taken already, and the answer was lost
-                return _partition(row)
+                return _partition({**row, "deliveries": row["deliveries"] - 1})
             if row is None or row["status"] != "pending":
                 return None
             taken = {"status": "running", "worker": worker, "claim": row["claim"] + 1, "taking": taking, "queued": None}

@@ -26,7 +26,7 @@ from runner.cli.workers import CHILD
 from runner.points import KeyRange
 from runner.stores import config_model, open_store
 from tests import servers, worlds
-from tests.e2e.workspace import JOB, VECRUN, Workspace, environment, points_of, run
+from tests.e2e.workspace import JOB, VECRUN, Workspace, batch_of, environment, points_of, run
 from tests.faults.ledger_watch import LedgerWatch
 
 #: Batches so small that a run takes seconds: there is time to do something to it.
@@ -293,7 +293,7 @@ def test_a_secret_that_only_the_coordinator_has(team: Team) -> None:
     team.ws.edit("vecrun.yaml", "path: ./b", 'path: "${env:VECRUN_TEST_B}"')
     secret = {"VECRUN_TEST_B": str(team.ws.root / "b")}
     poor = team.worker()
-    said = team.ends(team.start(*APPLY, env=secret), 1)
+    said = team.ends(team.start(*APPLY, env=secret), 14)
     assert "VECRUN_TEST_B" in said
     assert "vecrun resume move" in said
     assert secret["VECRUN_TEST_B"] not in json.dumps(team.rows())
@@ -344,6 +344,9 @@ def test_watching_from_elsewhere(team: Team) -> None:
     seen = [json.loads(line) for line in _documents(team.ends(watch, 0))]
     assert seen[-1]["run"]["status"] == "completed"
     assert len({item["done"] for item in seen}) > 1
+    assert all(item["percent"] == round(100 * item["done"] / POINTS, 1) for item in seen)
+    assert "lease" not in seen[-1]["run"]
+    assert {item["queue_answers"] for item in seen} == {True, None}
     assert "completed" in team.ends(follow, 0).splitlines()[-1]
     listed = json.loads(run("runs", "--json").stdout)["items"]
     assert [(row["run"], row["status"]) for row in listed] == [(name, "completed")]
@@ -383,6 +386,11 @@ def test_slots_and_knowledge_bases(team: Team) -> None:
     waiting = team.start("apply", "jobs/one.yaml", "--auto-approve")
     team.until(lambda: "Waiting:" in team.said(waiting), of=waiting)
     assert run("apply", "jobs/two.yaml", "--auto-approve", "--detach").exit_code == 0
+    shown = run("status", "two").stdout
+    assert "waits for a slot: limits.runs = 1 and these runs are at work: r-" in shown
+    assert "not started yet" in shown
+    assert "None" not in shown
+    assert "nobody coordinates" not in shown
     team.worker()
     assert (team.status("one"), team.status("two")) == ("", "pending")
     team.ends(first, 0)
@@ -419,17 +427,29 @@ def test_a_worker_that_is_asked_to_end_hands_back(team: Team) -> None:
 
 @quick
 def test_redis_is_down_for_a_while(team: Team, redis: servers.Redis) -> None:
-    team.worker()
+    worker = team.worker()
     redis.kill()
     try:
         apply = team.start(*APPLY)
         team.until(lambda: team.status() == "running", of=apply)
         time.sleep(1)
         assert apply.poll() is None
+        shown = run("status", "move")
+        assert "queue     does not answer" in shown.stdout
+        assert "time left" not in shown.stdout  # no partition is at work
+        tested = run("connections", "test")
+        assert tested.exit_code == 1
+        assert re.search(r"ok +\(ledger\) \(sql\): postgresql", tested.stdout)
+        assert "error (broker) (redis): The queue does not answer" in tested.stdout
+        time.sleep(4)
     finally:
         redis.start()
     team.ends(apply, 0)
     assert team.equal()
+    for line in ("queue does not answer", "Consumer encountered"):
+        assert team.said(worker).count(line) <= 1  # not at each try
+    assert "queue does not answer" in team.said(worker)
+    assert re.search(r"ok +\(broker\) \(redis\): \d", run("connections", "test").stdout)
 
 
 @quick
@@ -450,7 +470,7 @@ def test_nothing_is_written_into_the_workspace(team: Team) -> None:
 
 
 @quick
-def test_what_cannot_be_safe_is_refused(team: Team) -> None:
+def test_what_cannot_be_safe_is_refused(team: Team, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = (team.ws.root / "vecrun.yaml").read_text()
 
     def refused(*command: str, code: int, change: tuple[str, str]) -> str:
@@ -471,5 +491,73 @@ def test_what_cannot_be_safe_is_refused(team: Team) -> None:
     no_broker = (r"broker: .*\n", "")
     assert "no broker" in refused(*APPLY, "--detach", code=1, change=no_broker)
     assert "No broker is set" in refused("worker", code=1, change=no_broker)
+    unset = (r"url: \"redis[^\"]*\"", 'url: "${env:VECRUN_TEST_NOT_SET}"')
+    assert "VECRUN_TEST_NOT_SET" in refused("worker", code=14, change=unset)
+    unset = (r"database: .*", 'database: "${env:VECRUN_TEST_NOT_SET}"}')
+    assert "VECRUN_TEST_NOT_SET" in refused("worker", code=14, change=unset)
+    unreadable = (r"url: \"redis[^\"]*\"", "url: localhost")
+    assert "The broker's URL cannot be read" in refused("worker", code=1, change=unreadable)
+    monkeypatch.setenv("VECRUN_TEST_LEDGER", "sqlite:///ledger.db")
+    sqlite = (r"database: .*", 'database: "${env:VECRUN_TEST_LEDGER}"}')
+    assert "the ledger is sqlite" in refused("worker", code=1, change=sqlite)
+    monkeypatch.setenv("VECRUN_TEST_LEDGER", "postgresql://u@h:no-port/d")
+    assert "The ledger's URL cannot be read" in refused("worker", code=1, change=sqlite)
     assert not team.has_tables() or team.ledger.query("select count(*) from runs") == [(0,)]
     assert team.ws.world("b") == {"b:aliases": {}}
+
+
+# What is being undone -----------------------------------------------------------------------------------------------
+
+
+@quick
+def test_what_is_being_undone_is_not_gone_on_with(team: Team) -> None:
+    """An apply that was killed, its rollback waiting: workers go on with the rollback only (G9, O3)."""
+    before = team.ws.world("b")
+    killed = team.start(*APPLY, env={"VECRUN_CRASH_AT": "verify_points:before"})
+    team.worker()
+    team.ends(killed, -signal.SIGKILL)
+    with contextlib.suppress(AssertionError):  # the worker goes on with it at once, unless the rollback is faster
+        team.until(lambda: team.status() == "completed", 15)
+    undone = run("rollback", "move", "--auto-approve", "--detach")
+    assert undone.exit_code == 0, undone.output
+    team.until(
+        lambda: (
+            team.status() == "completed"
+            and json.loads(run("runs", "--json").stdout)["items"][0]["purpose"] == "rollback"
+        )
+    )
+    assert team.ws.world("b") == before
+    assert {row["status"] for row in json.loads(run("runs", "--json").stdout)["items"]} == {"completed", "rolled_back"}
+
+
+@quick
+def test_a_run_that_never_began_and_is_stale_is_given_up(team: Team) -> None:
+    """No worker was there; meanwhile the source grew. Neither worker nor resume begins with it; a rollback ends it (G5)."""
+    assert run(*APPLY, "--detach").exit_code == 0
+    with team.ws.store("a") as store:
+        schema = store.inspect("kb")
+        assert schema is not None
+        store.upsert("kb", batch_of(schema, list(range(10_000, 10_100))))
+    found = run("resume", "move")
+    assert found.exit_code == 12, found.output
+    assert "held 600 points and holds 700 now" in found.stderr
+    assert "Give it up: vecrun rollback move" in found.stderr
+    team.worker()
+    team.until(lambda: team.status() == "failed")
+    assert team.ws.world("b") == {"b:aliases": {}}
+    assert run("rollback", "move", "--auto-approve").exit_code == 0
+    team.ends(team.start(*APPLY, "--unpin"), 0)
+    assert team.equal()
+
+
+@quick
+def test_environments_of_one_broker_stay_apart(team: Team) -> None:
+    """A worker of another environment never gets a message of this one (G12)."""
+    text = (team.ws.root / "vecrun.yaml").read_text()
+    team.ws.write("vecrun.yaml", text + "environments: {other: {}}\n")
+    other = team.start("worker", "--env", "other", "-p", "2")
+    team.until(lambda: "worker begins" in team.said(other), of=other)
+    team.worker()
+    team.ends(team.start(*APPLY), 0)
+    assert team.equal()
+    assert "No such run" not in team.said(other)

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from runner.errors import ClaimLost, LeaseLost, NotFound, PlanRefused, VecrunError, register_secret
+from runner import lock
+from runner.errors import ClaimLost, LeaseLost, LockHeld, NotFound, PlanRefused, VecrunError, register_secret
 from runner.ledger import Ledger, Partition
 from runner.lock import Lease
 from runner.plan import (
@@ -305,3 +306,54 @@ def test_a_temporary_ledger_is_gone_afterwards() -> None:
         path = Path(made.url.removeprefix("sqlite:///"))
         assert path.exists()
     assert not path.exists()
+
+
+# What fresh eyes found ------------------------------------------------------------------------------------------------
+
+
+def test_taking_a_partition_can_be_repeated(ledger: Ledger, lease: Lease) -> None:
+    """The answer to its commit was lost: the same call finds that it has the partition; another call does not."""
+    ledger.cut(lease, 1, [KeyRange()], "f")
+    taken = ledger._take(lease, 1, 0, "", "one")
+    assert taken is not None
+    assert ledger._take(lease, 1, 0, "", "one") == taken
+    assert ledger._take(lease, 1, 0, "", "two") is None
+
+
+def test_runs_are_in_the_order_they_began_whatever_clocks_say(ledger: Ledger, lease: Lease) -> None:
+    """A host whose clock is fast completes a run; one that is slow begins the next."""
+    with ledger.writing() as connection:
+        connection.exec_driver_sql("UPDATE runs SET created = '2999-01-01T00:00:00.000+00:00', status = 'completed'")
+    ledger.release(lease)
+    second = ledger.acquire(["job:move"], "r-2", 60)
+    ledger.start_run(second, plan(created="later"), plan().dumps())
+    assert [row["run"] for row in ledger.runs_of("move")] == ["r-2", "r-1"]
+    unfinished = ledger.unfinished("move")
+    assert unfinished is not None
+    assert unfinished["run"] == "r-2"
+
+
+def test_a_rollback_takes_what_it_undoes_out_of_the_workers_hands(ledger: Ledger, lease: Lease) -> None:
+    ledger.release(lease)
+    back = ledger.acquire(["job:move"], "r-2", 60)
+    ledger.start_run(back, plan(purpose="rollback", of_run="r-1"), plan().dumps())
+    assert ledger.run("r-1")["status"] == "cancelled"
+    ledger.release(back)
+    again = ledger.acquire(["job:move"], "r-3", 60)
+    ledger.start_run(again, plan(purpose="rollback", of_run="r-1", serial=1), plan().dumps())
+    assert ledger.run("r-2")["status"] == "rolled_back"
+
+
+def test_a_cancel_is_not_replaced_by_a_pause(ledger: Ledger, lease: Lease) -> None:
+    assert ledger.ask("r-1", "cancel", "cancelled")
+    assert ledger.ask("r-1", "pause", "paused")
+    assert ledger.wish("r-1")[0] == "cancel"
+
+
+def test_a_name_with_a_hash_is_no_place_of_another(ledger: Ledger) -> None:
+    reader = ledger.acquire([], "r-1", 60, shared={lock.collection("q/kb#a"): 1})
+    with pytest.raises(LockHeld):
+        ledger.acquire([lock.collection("q/kb#a")], "r-2", 60)
+    ledger.release(reader)
+    ledger.acquire([lock.collection("q/kb#1")], "r-2", 60)
+    ledger.acquire([], "r-3", 60, shared={lock.collection("q/kb"): 1})
