@@ -42,12 +42,17 @@ class Applied(Model):
     expires: str
 
 
-class State(Model):
-    """What vecrun knows of a job. `world` is how the collections looked right after the last run."""
+class Document(Model):
+    """What every state document has."""
 
     format_version: str = FORMAT_VERSION
     lineage: str
     serial: int
+
+
+class State(Document):
+    """What vecrun knows of a job. `world` is how the collections looked right after the last run."""
+
     job: str
     kind: str = ""
     spec_digest: str | None = None
@@ -59,18 +64,15 @@ class State(Model):
     forgotten: dict[str, str] = {}  # run of `applied` -> when gc removed what its rollback would need
 
 
-class Serving(Model):
+class Serving(Document):
     """Which store and collection serve under a name."""
 
-    format_version: str = FORMAT_VERSION
-    lineage: str
-    serial: int
     pointers: dict[str, Place] = {}
 
 
 #: Held while a document is written: the transaction that proves that the lease is ours.
 Fence = AbstractContextManager[object]
-DocumentT = TypeVar("DocumentT", bound=State | Serving)
+DocumentT = TypeVar("DocumentT", bound=Document)
 SERVING = "serving"
 #: So many serials of a document stay in its history, whatever their age.
 KEEP_VERSIONS = 10
@@ -158,7 +160,7 @@ class States(ABC):
 
     def parse(self, text: str, file: str) -> State | Serving:
         """A document from a file of the user's, which may have been edited. VecrunError says what is wrong with it."""
-        model = Serving if _is_serving(text) else State
+        model: type[State] | type[Serving] = Serving if _is_serving(text) else State
         state = self._parsed(file, text, model, where=file, remedy="Pull it again: vecrun state pull JOB -o FILE")
         if unknown := sorted(set(json.loads(text)) - set(model.model_fields)):
             raise VecrunError(
@@ -258,7 +260,7 @@ class States(ABC):
     def _writing(self, name: str, held: object) -> AbstractContextManager[sa.Connection | None]: ...
 
     @abstractmethod
-    def _put(self, name: str, document: State | Serving, connection: sa.Connection | None) -> None: ...
+    def _put(self, name: str, document: Document, connection: sa.Connection | None) -> None: ...
 
 
 class StateDirectory(States):
@@ -354,7 +356,7 @@ class StateDirectory(States):
         write_atomically(kept, path.read_text(encoding="utf-8", errors="replace"))
         os.utime(kept, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))
 
-    def _put(self, name: str, document: State | Serving, _connection: sa.Connection | None) -> None:
+    def _put(self, name: str, document: Document, _connection: sa.Connection | None) -> None:
         if self._path(name).exists():
             self._keep(name)
         write_atomically(self._path(name), _dumps(document))
@@ -428,7 +430,7 @@ class StateTable(States):
             connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": f"vecrun:{name}"})
             yield connection
 
-    def _put(self, name: str, document: State | Serving, connection: sa.Connection | None) -> None:
+    def _put(self, name: str, document: Document, connection: sa.Connection | None) -> None:
         self._insert(name, document.serial, document.lineage, _dumps(document), connection)
 
     def _insert(self, name: str, serial: int, lineage: str, body: str, connection: sa.Connection | None) -> None:
@@ -460,7 +462,7 @@ def _shortly(url: sa.URL) -> str:
     return f"{url.host or url.query.get('host') or 'localhost'}{port}/{url.database}"
 
 
-def name_of(document: State | Serving) -> str:
+def name_of(document: Document) -> str:
     """What a document is kept under: its job, or `serving`."""
     return document.job if isinstance(document, State) else SERVING
 
@@ -483,7 +485,7 @@ def _row_name(name: str) -> str:
     return name if name == SERVING else f"job:{name}"
 
 
-def _dumps(document: State | Serving) -> str:
+def _dumps(document: Document) -> str:
     return json.dumps(document.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
 
 

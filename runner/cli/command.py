@@ -41,7 +41,9 @@ def options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options every command has: --json, --env, --var, --var-file."""
 
     @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
-    @click.option("--env", "environment", default="", help="Environment of vecrun.yaml.", envvar="VECRUN_ENV", show_envvar=True)
+    @click.option(
+        "--env", "environment", default="", help="Environment of vecrun.yaml.", envvar="VECRUN_ENV", show_envvar=True
+    )
     @click.option("--var", "variables", multiple=True, metavar="NAME=VALUE", help="Variable for the job's template.")
     @click.option(
         "--var-file", "variable_files", multiple=True, type=click.Path(path_type=Path), help="YAML file with variables."

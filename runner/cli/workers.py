@@ -48,7 +48,9 @@ def worker(context: Context, processes: int, threads: int | None, metrics: str |
         if listen:
             from runner.metrics import serve
 
-            server = serve(listen, stack.enter_context(context.ledger()), commands.queued(context))
+            server = serve(
+                listen, stack.enter_context(commands.patient_ledger(context, stop)), commands.queued(context)
+            )  # fmt: skip
             stack.callback(server.close)
             logs.log().info("metrics", address=server.address)
         if not supervise(command, os.environ | {CHILD: "1"}, processes, stop, logs.log().warning):

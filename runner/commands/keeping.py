@@ -145,7 +145,7 @@ def _changes(before: State | Serving, after: State | Serving) -> tuple[str, ...]
 def _short(value: Any) -> str:
     if isinstance(value, list) and value and "run" in value[0]:
         return ", ".join(item["run"] for item in value)
-    return json.dumps(value, ensure_ascii=False) if value not in (None, [], {}) else "nothing"
+    return json.dumps(value, ensure_ascii=False) if value not in (None, "", [], {}) else "nothing"
 
 
 @contextmanager

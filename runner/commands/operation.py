@@ -84,7 +84,7 @@ def broker_version(broker: Broker | None) -> str:
         raise VecrunError("A package is missing", "redis, for a broker", "pip install 'vecrun[distributed]'") from exc
     try:
         with redis.Redis.from_url(broker.url, socket_connect_timeout=3, socket_timeout=3) as client:
-            found: dict[str, object] = client.info("server")  # type: ignore[assignment]
+            found: dict[str, object] = client.info("server")
             return str(found["redis_version"])
     except ValueError as exc:
         raise VecrunError("The broker's URL cannot be read", "broker.url", "redis://host:6379/0") from exc

@@ -100,7 +100,7 @@ def refuse_stale(context: Context, ledger: Ledger, plan: Plan, run: str = "") ->
         if again.of_run != plan.of_run or again.steps != plan.steps:
             moved.append(f"run {plan.of_run} went on since its rollback was planned")
     if moved:
-        again = "Plan again, and look at what changed"
+        way_on = "Plan again, and look at what changed"
         if run:  # recorded, and never begun
-            again = f"Give it up: vecrun rollback {plan.job}. Then plan again, and look at what changed"
-        raise PlanRefused("The plan is stale", "\n".join(moved), again)
+            way_on = f"Give it up: vecrun rollback {plan.job}. Then plan again, and look at what changed"
+        raise PlanRefused("The plan is stale", "\n".join(moved), way_on)

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import sqlalchemy as sa
+
 from runner.actors import Worker, queue_length
 from runner.commands.application import open_run, take_over
 from runner.commands.context import Context
@@ -20,13 +22,29 @@ START_SECONDS = 60.0
 
 
 def require_broker(context: Context) -> None:
-    """VecrunError when this workspace has nothing for workers to do."""
+    """VecrunError when workers of this workspace could never work: no broker, no URL, no server for the ledger. A server
+    that does not answer yet is not asked."""
     if not context.settings.has_broker:
         raise VecrunError(
             "No broker is set",
             f"{context.settings.document.file} has no broker, so every run works in the process that started it",
             "broker: {url: redis://…} and state: {database: postgresql://…}; see docs/howto/run-workers.md",
         )
+    broker, url = context.settings.broker, context.settings.records_url
+    assert broker is not None
+    queue_length(broker)  # reads its URL
+    if not url.startswith("postgres"):
+        raise VecrunError(
+            "Workers need a ledger that all of them reach",
+            f"the ledger is {url.partition(':')[0]}, and that is for one host",
+            "state: {database: postgresql://…} in vecrun.yaml",
+        )
+    try:
+        sa.make_url(url)
+    except (sa.exc.ArgumentError, ValueError) as exc:
+        raise VecrunError(
+            "The ledger's URL cannot be read", "state.database", "postgresql://user@host/database"
+        ) from exc
 
 
 def work(context: Context, threads: int, stop: threading.Event) -> None:
@@ -40,13 +58,7 @@ def work(context: Context, threads: int, stop: threading.Event) -> None:
                 stop.set()
 
     threading.Thread(target=watch, daemon=True).start()
-    with _ledger(context, stop) as ledger:
-        if not ledger.on_server:
-            raise VecrunError(
-                "Workers and a SQLite ledger do not go together",
-                "a SQLite file is for one host, and its locks hold for one host only",
-                "state: {database: postgresql://…} in vecrun.yaml",
-            )
+    with patient_ledger(context, stop) as ledger:
         broker = context.broker(ledger)
         assert broker is not None
         ledger.stopping = stop
@@ -72,7 +84,7 @@ def queued(context: Context) -> Callable[[], int | None]:
 
 
 @contextmanager
-def _ledger(context: Context, stop: threading.Event) -> Iterator[Any]:
+def patient_ledger(context: Context, stop: threading.Event) -> Iterator[Any]:
     """The ledger; a worker may come up before its database."""
     deadline = time.monotonic() + START_SECONDS
     while True:

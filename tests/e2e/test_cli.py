@@ -20,6 +20,7 @@ import pytest
 
 from runner import commands
 from runner.cli import cli
+from runner.state import FORMAT_VERSION
 from tests import worlds
 from tests.e2e.workspace import JOB, SETTINGS, VECRUN, Workspace, batch_of, environment, run
 
@@ -93,7 +94,8 @@ def document(*args: str | Path, code: int = 0) -> dict[str, Any]:
     lines = found.stdout.splitlines()
     assert len(lines) == 1, found.stdout
     made: dict[str, Any] = json.loads(lines[0])
-    assert made["format_version"] == "1.0"
+    # a state document has a version of its own
+    assert made["format_version"] == (FORMAT_VERSION if args[:2] == ("state", "show") else "1.0")
     assert made["type"]
     return made
 
@@ -119,7 +121,10 @@ def test_json_of_every_command_is_one_document(ws: Workspace, tmp_path: Path) ->
     assert [line["message"] for line in document("logs", "move")["items"]][-1] == "completed"
     assert document("verify", "move")["equal"] is True
     assert document("drift")["jobs"] == {"move": []}
-    assert document("connections", "test")["items"][0]["health"]["rights"] == ["read", "write"]
+    connections = document("connections", "test")["items"]
+    assert connections[0]["health"]["rights"] == ["read", "write"]
+    assert connections[-1]["name"] == "(ledger)"
+    assert connections[-1]["health"]["version"].startswith("sqlite 3")
     assert document("state", "list")["items"][0]["status"] == "applied"
     assert document("state", "show", "move")["live"] == {"kb-live": {"connection": "b", "collection": "kb2"}}
     assert document("lock", "list")["items"] == []
@@ -448,6 +453,14 @@ def test_pause_status_and_resume_from_other_processes(slow: Workspace) -> None:
         assert "time left about" in shown.stdout
         assert "apply of job move" in run("logs", "move").stdout
         assert "job:move" in run("lock", "list").stdout
+        for words in (("plan",), ("apply", "--dry-run")):
+            busy = run(*words, "jobs/move.yaml")
+            assert busy.exit_code == 1
+            assert "A run of this job is at work" in busy.stderr
+            assert f"(pid {applying.pid} on " in busy.stderr
+            for way in ("vecrun status move --watch", "vecrun pause move", "vecrun cancel move"):
+                assert way in busy.stderr
+            assert "rollback" not in busy.stderr
         second = run("resume", "move")
         assert second.exit_code == 11
         assert "Somebody else is at work" in second.stderr

@@ -296,7 +296,9 @@ def test_locks_are_listed_shown_and_released(kept: Workspace, held: Callable[...
     assert "vecrun lock release 'job:move' --if-id 2" in shown
     assert "one of several places" in ok("lock", "show", "slot#1")
     found = json.loads(ok("lock", "show", "job:move", "--json"))
-    assert found["since"] <= found["renewed"] < found["expires"] <= str(datetime.now(UTC) + timedelta(seconds=61))
+    renewed, expires = (datetime.fromisoformat(found[key]) for key in ("renewed", "expires"))
+    assert expires - renewed == timedelta(seconds=60)
+    assert abs(datetime.now(UTC) - renewed) < timedelta(seconds=30)
     assert 55 < found["seconds"] <= 60
     assert (found["job"], found["status"], found["gone"], found["expired"]) == ("move", "completed", False, False)
     assert set(found) >= {"owner", "host", "pid", "machine", "run", "since", "id"}

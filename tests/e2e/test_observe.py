@@ -627,6 +627,28 @@ def test_logs_are_json_lines_with_the_run_and_without_secrets(tmp_path: Path) ->
         assert f"`{name}`" in documented
 
 
+def test_lines_that_repeat_are_shown_once_a_minute(tmp_path: Path) -> None:
+    code = """
+import logging, time, warnings
+from runner import logs
+logs.configure('json')
+now = time.monotonic
+for minute in range(2):
+    for number in range(3):
+        logging.getLogger('dramatiq.x').error('lost %s', number)
+        logging.getLogger('dramatiq.y').error('lost %s', number)
+        logs.log().warning('queue does not answer', reason=str(number))
+        logs.log().warning('ours', number=number)
+        logging.getLogger('py.warnings').warning('%s', f'w{number}')
+    time.monotonic = lambda: now() + 61
+"""
+    done = python(code, tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line)["message"] for line in done.stderr.splitlines()]
+    first = ["lost 0", "lost 0", "queue does not answer", "ours", "w0", "ours", "w1", "ours", "w2"]
+    assert lines == first * 2
+
+
 def test_logs_as_text(tmp_path: Path) -> None:
     done = python(f"FORM = 'text'\n{LOGGED}", tmp_path)
     assert done.returncode == 0, done.stderr

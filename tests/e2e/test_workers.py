@@ -405,6 +405,21 @@ def test_slots_and_knowledge_bases(team: Team) -> None:
     assert at_once == []
 
 
+@quick
+def test_a_run_that_never_began_is_cancelled(team: Team) -> None:
+    assert run(*APPLY, "--detach").exit_code == 0
+    shown = run("status", "move").stdout
+    assert "nobody coordinates it yet" in shown
+    assert re.search(r"created +20\S+ by .*; not started yet", shown), shown
+    refused = run("plan", "jobs/move.yaml")
+    assert "A run of this job is not finished" in refused.stderr  # nobody holds it
+    assert "vecrun resume move" in refused.stderr
+    cancelled = run("cancel", "move").stdout
+    assert "is cancelled" in cancelled
+    assert "Nothing was written." in cancelled
+    assert team.ws.world("b") == {"b:aliases": {}}
+
+
 # Processes that end, servers that go away -----------------------------------------------------------------------------
 
 
@@ -446,9 +461,8 @@ def test_redis_is_down_for_a_while(team: Team, redis: servers.Redis) -> None:
         redis.start()
     team.ends(apply, 0)
     assert team.equal()
-    for line in ("queue does not answer", "Consumer encountered"):
-        assert team.said(worker).count(line) <= 1  # not at each try
-    assert "queue does not answer" in team.said(worker)
+    assert team.said(worker).count("queue does not answer") == 1  # not at each try
+    assert team.said(worker).count("Consumer encountered") <= 2  # a thread each for messages and delayed ones
     assert re.search(r"ok +\(broker\) \(redis\): \d", run("connections", "test").stdout)
 
 
@@ -491,11 +505,11 @@ def test_what_cannot_be_safe_is_refused(team: Team, monkeypatch: pytest.MonkeyPa
     no_broker = (r"broker: .*\n", "")
     assert "no broker" in refused(*APPLY, "--detach", code=1, change=no_broker)
     assert "No broker is set" in refused("worker", code=1, change=no_broker)
-    unset = (r"url: \"redis[^\"]*\"", 'url: "${env:VECRUN_TEST_NOT_SET}"')
+    unset = (r"url: \"[^\"]*\"", 'url: "${env:VECRUN_TEST_NOT_SET}"')
     assert "VECRUN_TEST_NOT_SET" in refused("worker", code=14, change=unset)
     unset = (r"database: .*", 'database: "${env:VECRUN_TEST_NOT_SET}"}')
     assert "VECRUN_TEST_NOT_SET" in refused("worker", code=14, change=unset)
-    unreadable = (r"url: \"redis[^\"]*\"", "url: localhost")
+    unreadable = (r"url: \"[^\"]*\"", "url: localhost")
     assert "The broker's URL cannot be read" in refused("worker", code=1, change=unreadable)
     monkeypatch.setenv("VECRUN_TEST_LEDGER", "sqlite:///ledger.db")
     sqlite = (r"database: .*", 'database: "${env:VECRUN_TEST_LEDGER}"}')

@@ -29,7 +29,8 @@ class FilesConfig(ConnectionConfig):
     type: Literal["files"] = "files"
     path: str = Field(description="Folder of the collections; made at the first write.", examples=["backups/kb"])
     shared: bool = Field(
-        False, description="With workers on several hosts: all of them see this folder, and file locks hold across them."
+        False,
+        description="With workers on several hosts: all of them see this folder, and file locks hold across them.",
     )
 
     @property
