@@ -19,8 +19,12 @@ setup: $(STAMP) ## make the virtual environment with everything in it
 demo: $(STAMP) ## move a small real knowledge base Milvus -> Qdrant -> pgvector and back (about two minutes)
 	$(BIN)/vecrun demo
 
-test: $(STAMP) ## all tests, on real stores that come from packages
-	$(BIN)/python -m pytest -q
+test: $(STAMP) ## all tests, on real stores that come from packages; two halves at once, as most of the time is waiting
+	@mkdir -p .pytest_cache; \
+	$(BIN)/python -m pytest -q -o cache_dir=.pytest_cache/e2e tests/e2e tests/faults > .pytest_cache/e2e.log 2>&1 & other=$$!; \
+	trap 'kill $$other' INT TERM; \
+	$(BIN)/python -m pytest -q --ignore=tests/e2e --ignore=tests/faults; one=$$?; \
+	wait $$other; two=$$?; cat .pytest_cache/e2e.log; exit $$((one + two))
 
 contract: $(STAMP) ## the store contract on every store there is, all of it (a Milvus server takes minutes)
 	VECRUN_TEST_FULL=1 $(BIN)/python -m pytest -q tests/contract
