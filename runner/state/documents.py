@@ -7,27 +7,21 @@ compared before it is set, and the documents before stay as history.
 
 from __future__ import annotations
 
-import functools
 import json
 import os
-import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar
 
 import sqlalchemy as sa
 from pydantic import ValidationError
 
 from runner.errors import NotFound, PlanRefused, VecrunError
-from runner.lock import now, owner
 from runner.plan import Observed, Place
 from runner.points import Model
-from runner.records import Records
-from runner.settings import Settings
-from runner.tables import state_documents
 
 FORMAT_VERSION = "1.1"
 
@@ -72,8 +66,14 @@ class Serving(Document):
 
 #: Held while a document is written: the transaction that proves that the lease is ours.
 Fence = AbstractContextManager[object]
+
+
 DocumentT = TypeVar("DocumentT", bound=Document)
+
+
 SERVING = "serving"
+
+
 #: So many serials of a document stay in its history, whatever their age.
 KEEP_VERSIONS = 10
 
@@ -263,234 +263,13 @@ class States(ABC):
     def _put(self, name: str, document: Document, connection: sa.Connection | None) -> None: ...
 
 
-class StateDirectory(States):
-    """State files in a folder; what was before in its `history/`, as NAME.SERIAL.json."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-
-    def jobs(self) -> list[str]:
-        return sorted(path.stem for path in self.directory.glob("*.json") if path.stem != SERVING)
-
-    def names(self) -> list[str]:
-        kept = {path.name.rpartition(".json")[0] for path in (self.directory / "history").glob("*.json")}
-        found = {name.rpartition(".")[0] for name in kept if name.rpartition(".")[2].isdigit()}
-        return sorted(found | {path.stem for path in self.directory.glob("*.json")})
-
-    def history(self, name: str) -> list[Version]:
-        files = {int(path.suffixes[-2][1:]): path for path in self._kept(name)}
-        if self._path(name).exists():
-            files[self._serial(name)] = self._path(name)
-        return [Version(serial=serial, written=_time(files[serial].stat().st_mtime)) for serial in sorted(files)[::-1]]
-
-    def forget(self, name: str, serials: Iterable[int], fence: Fence) -> None:
-        with fence:
-            for serial in serials:
-                (self.directory / "history" / f"{name}.{serial}.json").unlink(missing_ok=True)
-
-    def remove(self, job: str, fence: Fence) -> None:
-        path = self._path(job)
-        with fence as held, self._writing(job, held):
-            if not path.exists():
-                raise NotFound("No state", f"job {job}", "vecrun state list")
-            self._keep(job)
-            path.unlink()
-            _sync(self.directory)
-
-    def where(self, name: str) -> str:
-        return str(self._path(name))
-
-    def _remedy(self, name: str) -> str:
-        kept = self._kept(name)
-        return (
-            f"The version before is in {kept[-1]}: compare, then copy it over" if kept else "Restore it from a backup"
-        )
-
-    def _lineage(self, pattern: str) -> str:
-        # deterministic until the first write, so that planning twice before it gives the same plan
-        return str(uuid.uuid5(uuid.NAMESPACE_URL, "vecrun:" + pattern.format(self.directory)))
-
-    def _path(self, name: str) -> Path:
-        return self.directory / f"{name}.json"
-
-    def _kept(self, name: str) -> list[Path]:
-        found = (self.directory / "history").glob(f"{name}.*.json")
-        numbers = {path: path.name.removeprefix(f"{name}.").removesuffix(".json") for path in found}
-        return sorted(
-            (path for path, number in numbers.items() if number.isdigit()), key=lambda path: int(numbers[path])
-        )
-
-    def _last(self, name: str, _connection: sa.Connection | None) -> int:
-        # one more than in the history: that one was the document that is not there, or is damaged
-        return max((int(path.suffixes[-2][1:]) + 1 for path in self._kept(name)), default=0)
-
-    def _serial(self, name: str) -> int:
-        """Of the present document; of a damaged one, what it must have been."""
-        try:
-            return int(json.loads(self._path(name).read_text(encoding="utf-8"))["serial"])
-        except (ValueError, KeyError, TypeError):
-            return self._last(name, None)
-
-    def _text(self, name: str, serial: int | None, _connection: sa.Connection | None) -> str | None:
-        path = self._path(name)
-        if serial is not None and (not path.exists() or self._serial(name) != serial):
-            path = self.directory / "history" / f"{name}.{serial}.json"
-        try:
-            return path.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError) as exc:
-            raise VecrunError("A state file cannot be read", f"{path}: {exc}") from exc
-
-    def _writing(self, name: str, held: object) -> AbstractContextManager[None]:
-        # the fence is a transaction of SQLite, which lets one writer in at a time
-        del name, held
-        self.directory.mkdir(parents=True, exist_ok=True)
-        return nullcontext()
-
-    def _keep(self, name: str) -> None:
-        """Copy the present document into the history, with the time at which it was written."""
-        folder, path = self.directory / "history", self._path(name)
-        folder.mkdir(exist_ok=True)
-        kept = folder / f"{name}.{self._serial(name)}.json"
-        write_atomically(kept, path.read_text(encoding="utf-8", errors="replace"))
-        os.utime(kept, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))
-
-    def _put(self, name: str, document: Document, _connection: sa.Connection | None) -> None:
-        if self._path(name).exists():
-            self._keep(name)
-        write_atomically(self._path(name), _dumps(document))
-
-
-class StateTable(States):
-    """State documents in PostgreSQL, a row for each serial."""
-
-    def __init__(self, records: Records, place: str) -> None:
-        self.records, self.place = records, place
-
-    def jobs(self) -> list[str]:
-        names = self._query(sa.select(state_documents.c.name).where(_PRESENT, state_documents.c.body != "")).scalars()
-        return sorted(name.removeprefix("job:") for name in names if name.startswith("job:"))
-
-    def names(self) -> list[str]:
-        found = self._query(sa.select(state_documents.c.name).distinct()).scalars()
-        return sorted(name.removeprefix("job:") for name in found if name != _LINEAGE)
-
-    def history(self, name: str) -> list[Version]:
-        query = sa.select(state_documents).where(
-            state_documents.c.name == _row_name(name), state_documents.c.body != ""
-        )
-        rows = self._query(query.order_by(state_documents.c.serial.desc())).mappings()
-        return [Version(serial=row["serial"], written=row["written"], owner=row["owner"] or "") for row in rows]
-
-    def forget(self, name: str, serials: Iterable[int], fence: Fence) -> None:
-        with fence as held, self._writing(name, held) as connection:
-            present = self._last(name, connection)
-            of_name = (state_documents.c.name == _row_name(name), state_documents.c.serial != present)
-            chosen = state_documents.c.serial.in_(list(serials))
-            connection.execute(state_documents.delete().where(*of_name, chosen))
-
-    def remove(self, job: str, fence: Fence) -> None:
-        with fence as held, self._writing(job, held) as connection:
-            text = self._text(job, None, connection)
-            if text is None:
-                raise NotFound("No state", f"job {job}", "vecrun state list")
-            current = self._parsed(job, text, State)
-            self._insert(job, current.serial + 1, current.lineage, "", connection)
-
-    def where(self, name: str) -> str:
-        return f"{self.place}, {_row_name(name)}"
-
-    def _remedy(self, name: str) -> str:
-        return f"Look at the versions before: vecrun state history {name}"
-
-    def _lineage(self, pattern: str) -> str:
-        # not of the URL: hosts may reach one database under several names
-        query = sa.select(state_documents.c.lineage).where(state_documents.c.name == _LINEAGE)
-        return str(uuid.uuid5(uuid.NAMESPACE_URL, "vecrun:" + pattern.format(self._query(query).scalar_one())))
-
-    def _last(self, name: str, connection: sa.Connection | None) -> int:
-        query = sa.select(sa.func.max(state_documents.c.serial)).where(state_documents.c.name == _row_name(name))
-        return int(self._query(query, connection).scalar() or 0)
-
-    def _query(self, query: sa.Select[Any], connection: sa.Connection | None = None) -> sa.Result[Any]:
-        if connection is not None:
-            return connection.execute(query).freeze()()
-        return self.records.fetch(query)
-
-    def _text(self, name: str, serial: int | None, connection: sa.Connection | None) -> str | None:
-        query = sa.select(state_documents.c.body).where(state_documents.c.name == _row_name(name))
-        query = query.where(_PRESENT if serial is None else state_documents.c.serial == serial)
-        return self._query(query, connection).scalar() or None
-
-    @contextmanager
-    def _writing(self, name: str, held: object) -> Iterator[sa.Connection]:
-        # in the transaction of the fence: token and document are one write
-        with nullcontext(held) if isinstance(held, sa.Connection) else self.records.writing() as connection:
-            connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtext(:name))"), {"name": f"vecrun:{name}"})
-            yield connection
-
-    def _put(self, name: str, document: Document, connection: sa.Connection | None) -> None:
-        self._insert(name, document.serial, document.lineage, _dumps(document), connection)
-
-    def _insert(self, name: str, serial: int, lineage: str, body: str, connection: sa.Connection | None) -> None:
-        values = {"name": _row_name(name), "serial": serial, "lineage": lineage, "body": body}
-        cast("sa.Connection", connection).execute(
-            state_documents.insert().values(**values, written=now(), owner=owner())
-        )
-
-
-#: The row that names this database, so that plans for another one do not fit; runner/migrations makes it.
-_LINEAGE = "lineage"
-_other = state_documents.alias()
-_PRESENT = state_documents.c.serial == (
-    sa.select(sa.func.max(_other.c.serial)).where(_other.c.name == state_documents.c.name).scalar_subquery()
-)
-
-
-def open_states(settings: Settings) -> States:
-    """The documents of a workspace: in its ledger's database where that is PostgreSQL, else in its folder."""
-    url = settings.records_url
-    if url.startswith("sqlite"):
-        return StateDirectory(settings.state_directory)
-    records = _shared(url, settings.records_schema)
-    return StateTable(records, f"{settings.records_schema} of {_shortly(records.engine.url)}")
-
-
-def _shortly(url: sa.URL) -> str:
-    port = f":{url.port}" if url.port else ""
-    return f"{url.host or url.query.get('host') or 'localhost'}{port}/{url.database}"
-
-
 def name_of(document: Document) -> str:
     """What a document is kept under: its job, or `serving`."""
     return document.job if isinstance(document, State) else SERVING
 
 
-def _is_serving(text: str) -> bool:
-    try:
-        data = json.loads(text)
-    except ValueError:
-        return False
-    return isinstance(data, dict) and "pointers" in data and "job" not in data
-
-
-@functools.cache
-def _shared(url: str, schema: str) -> Records:
-    """One engine for all that reads documents in this process."""
-    return Records(url, schema)
-
-
-def _row_name(name: str) -> str:
-    return name if name == SERVING else f"job:{name}"
-
-
-def _dumps(document: Document) -> str:
+def dumps(document: Document) -> str:
     return json.dumps(document.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
-
-
-def _time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -505,12 +284,20 @@ def write_atomically(path: Path, text: str) -> None:
     except OSError as exc:
         temporary.unlink(missing_ok=True)
         raise VecrunError("A file cannot be written", f"{path}: {exc.strerror}", "Check disk space and rights") from exc
-    _sync(path.parent)
+    sync_folder(path.parent)
 
 
-def _sync(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _is_serving(text: str) -> bool:
+    try:
+        data = json.loads(text)
+    except ValueError:
+        return False
+    return isinstance(data, dict) and "pointers" in data and "job" not in data
