@@ -28,7 +28,7 @@ from runner.executor.flow import retried
 from runner.ledger import Ledger, Partition
 from runner.lock import SLOT, Keeper, Lease, collection, now
 from runner.notify import Event, notify
-from runner.plan import CopyPoints, Observed, Place, Plan, SetServing, VerifyPoints, loads
+from runner.plan import CopyPoints, Observed, Place, Plan, SetServing, loads
 from runner.records import LedgerGone
 from runner.settings import duration_seconds
 from runner.state import Applied, State
@@ -71,14 +71,9 @@ def leased(
     """Hold the job, every collection that is written, a place at those that are read, and a slot, for one run; `stop`
     is set when that can no longer be."""
     limits = context.settings.workspace.limits
-    names, read = {f"job:{plan.job}"}, set[str]()
-    for step in plan.steps:
-        target = getattr(step, "target", None)
-        if isinstance(target, Place) and not isinstance(step, VerifyPoints):
-            names.add(collection(target))
-        if isinstance(step, CopyPoints):
-            read.add(collection(step.source))
-    shared = dict.fromkeys(read - names, limits.runs_per_source) | ({SLOT: limits.runs} if slot else {})
+    written, read = plan.places
+    names = {f"job:{plan.job}", *map(collection, written)}
+    shared = dict.fromkeys(map(collection, read), limits.runs_per_source) | ({SLOT: limits.runs} if slot else {})
     began, told = time.monotonic(), False
     while True:
         try:
