@@ -145,8 +145,25 @@ class TooLarge(Transient):
     """The request was too large or came too fast; smaller batches may pass."""
 
 
+class RateLimited(Transient):
+    """Too many requests; `seconds` is how long the other side asks to wait (None: it does not say)."""
+
+    seconds: float | None = None
+
+    @classmethod
+    def after(cls, seconds: float | None, summary: str, detail: str = "", hint: str = "") -> RateLimited:
+        """The error with the wait it asks for."""
+        error = cls(summary, detail, hint)
+        error.seconds = seconds
+        return error
+
+
 class Permanent(StoreError):
     """Trying again cannot help: wrong credentials, missing rights, a value the store refuses."""
+
+
+class Refused(Permanent):
+    """A provider of embeddings does not take one of the texts of a request, and never will."""
 
 
 class Lossy(Permanent):
