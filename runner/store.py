@@ -7,7 +7,7 @@ errors leave an adapter as `Transient` or `Permanent`; no secret appears in `rep
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,6 +18,7 @@ from runner.points import (
     CollectionSchema,
     Datatype,
     Distance,
+    Float32Matrix,
     IdKind,
     KeyRange,
     PointBatch,
@@ -104,6 +105,14 @@ class Health:
     notes: tuple[str, ...] = field(default=())
 
 
+@dataclass(frozen=True)
+class Hit:
+    """A point that was found. `score`: higher is nearer; cosine similarity, dot product, or the distance below zero."""
+
+    id: PointId
+    score: float
+
+
 class Store(ABC):
     """One vector database. Absence is None or empty, never an error; ids keep their type; inputs are not mutated."""
 
@@ -153,6 +162,11 @@ class Store(ABC):
     @abstractmethod
     def fetch(self, name: str, ids: Sequence[PointId]) -> PointBatch:
         """The points with these ids that exist, in any order."""
+
+    @abstractmethod
+    def search(self, name: str, vector: str, queries: Float32Matrix, limit: int) -> list[list[Hit]]:
+        """The `limit` nearest points for each row of `queries` (shape (n, dimension) of the dense vector `vector`), best
+        first, by the store's index where it has one. Sees everything that was written before `finish`."""
 
     @abstractmethod
     def create(self, schema: CollectionSchema) -> None:
@@ -307,6 +321,21 @@ def vector_problems(caps: Capabilities, item: VectorField, batch: PointBatch) ->
             yield Problem(NORMS, "not of length 1; the store scales it and the length is lost", label, *named(scaled))
 
 
+def check_queries(place: str, dimensions: Mapping[str, int], vector: str, queries: Float32Matrix) -> None:
+    """Permanent unless `queries` fit the dense vector `vector`; `dimensions` tells the length of each there is, 0 if unknown."""
+    label = vector or "(unnamed)"
+    if vector not in dimensions:
+        there = ", ".join(item or "(unnamed)" for item in dimensions) or "none"
+        raise Permanent("There is no such vector", f"{place}: {label}", f"Dense vectors there: {there}.")
+    if queries.ndim != 2 or (dimensions[vector] and queries.shape[1] != dimensions[vector]):
+        found = f"{place}, vector {label}: {queries.shape[-1]} numbers where {dimensions[vector]} are expected"
+        raise Permanent(
+            "A query has another dimension than the vectors", found, "Embed it with the model of the points."
+        )
+    if not np.isfinite(queries).all():
+        raise Permanent("A query holds NaN or infinity", f"{place}, vector {label}")
+
+
 class ReadOnlyStore(Store):
     """Passes reads through and refuses every write: the planner gets nothing else, so planning cannot write."""
 
@@ -345,6 +374,9 @@ class ReadOnlyStore(Store):
 
     def fetch(self, name: str, ids: Sequence[PointId]) -> PointBatch:
         return self.inner.fetch(name, ids)
+
+    def search(self, name: str, vector: str, queries: Float32Matrix, limit: int) -> list[list[Hit]]:
+        return self.inner.search(name, vector, queries, limit)
 
     def aliases(self) -> dict[str, str]:
         return self.inner.aliases()

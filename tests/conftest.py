@@ -53,6 +53,7 @@ SHORT = {
         "test_thousands_of_ids_in_one_call", "test_scan_covers_everything_once_and_resumes_anywhere",
         "test_scan_after_shuffled_writes_by_two_threads", "test_cut_covers_every_id_once", "test_payload_zoo",
         "test_vectors_of_every_metric", "test_partitions_are_carried", "test_aliases",
+        "test_search_finds_the_nearest_first",
     )
 }  # fmt: skip
 

@@ -20,12 +20,14 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from runner.errors import NotFound, Permanent, StoreError, Transient, VecrunError
 from runner.points import (
     CollectionSchema,
     Datatype,
     Distance,
+    Float32Matrix,
     IdKind,
     KeyRange,
     PayloadField,
@@ -35,7 +37,18 @@ from runner.points import (
     PointId,
     VectorIndex,
 )
-from runner.store import BAD_ID, BAD_VECTOR, NORMS, PAYLOAD_FIELD, PRECISION, REFUSED, ConnectionConfig, Problem, Store
+from runner.store import (
+    BAD_ID,
+    BAD_VECTOR,
+    NORMS,
+    PAYLOAD_FIELD,
+    PRECISION,
+    REFUSED,
+    ConnectionConfig,
+    Problem,
+    ReadOnlyStore,
+    Store,
+)
 from runner.stores import STORES, config_model, open_store
 from tests import conftest, worlds
 from tests.worlds import concat, dense, ids_of, newest, points, same
@@ -664,6 +677,152 @@ def test_partitions_are_carried(store: Store, name: str) -> None:
     assert store.count(name) == 60
     store.delete(name, batch.ids[:7])
     assert same(store, schema, batch.slice(7, 60), store.fetch(name, batch.ids)) == []
+
+
+# Search -------------------------------------------------------------------------------------------------------------
+
+
+def scores(metric: Distance, queries: Float32Matrix, matrix: Float32Matrix) -> NDArray[np.float64]:
+    """What every store must say of these points, shape (queries, points): higher is nearer."""
+    asked, there = queries.astype(np.float64), matrix.astype(np.float64)
+    if metric == Distance.COSINE:
+        asked, there = (item / np.linalg.norm(item, axis=1, keepdims=True) for item in (asked, there))
+    if metric in (Distance.COSINE, Distance.DOT):
+        return np.asarray(asked @ there.T)
+    apart = asked[:, None] - there[None]
+    return np.asarray(
+        -np.linalg.norm(apart, axis=2) if metric == Distance.EUCLID else -np.abs(apart).sum(axis=2), np.float64
+    )
+
+
+def check_search(store: Store, schema: CollectionSchema, batch: PointBatch, queries: Float32Matrix, limit: int) -> None:
+    """Search the first vector of the points of `batch`, which are all there are, and compare with brute force.
+
+    Points as far away as each other may come in any order.
+    """
+    item = schema.vectors[0]
+    rows = np.flatnonzero(~batch.missing.get(item.name, np.zeros(len(batch), bool)))
+    expected = scores(item.distance, queries, batch.vectors[item.name][rows])
+    found = store.search(schema.name, item.name, queries, limit)
+    assert len(found) == len(queries)
+    for hits, row in zip(found, expected, strict=True):
+        known = {(type(batch.ids[place]), batch.ids[place]): score for place, score in zip(rows, row, strict=True)}
+        keys = [(type(hit.id), hit.id) for hit in hits]
+        assert len(set(keys)) == len(keys)
+        best = np.sort(row)[::-1][:limit]
+        assert np.allclose([hit.score for hit in hits], best, rtol=0, atol=1e-4)
+        assert np.allclose([known[key] for key in keys], best, rtol=0, atol=1e-4)
+
+
+def test_search_finds_the_nearest_first(store: Store, name: str) -> None:
+    """Rule: for every metric the nearest points come first, with the same score in every store, written just before.
+
+    If this fails: the sign or the square of a distance, a write that the search does not wait for, or an old vector.
+    """
+    caps = store.capabilities()
+    for number, metric in enumerate(item for item in Distance if item in caps.distances):
+        schema = make(store, f"{name}{number}", distance=metric, index=VectorIndex())
+        first, second = points(schema, 150), points(schema, ids=ids_of(schema.id_kind, 150)[:20], seed=7)
+        queries = dense(3, 8, seed=99)
+        store.upsert(schema.name, first)
+        check_search(store, schema, first, queries, 10)
+        store.finish(schema)
+        store.upsert(schema.name, second)
+        store.delete(schema.name, first.ids[30:40])
+        living = newest([first, second], schema, first.ids[30:40])
+        check_search(store, schema, living, queries, 10)
+        check_search(ReadOnlyStore(store), schema, living, queries, 1)
+        store.finish(schema)
+        check_search(store, schema, living, queries, 25)
+
+
+def test_search_beyond_what_is_there(store: Store, name: str) -> None:
+    """Rule: a limit beyond the collection gives every point; no points, no queries and no collection give empty lists.
+
+    If this fails, look at the largest limit of one call, and at what an index leaves out.
+    """
+    schema = make(store, name, index=VectorIndex())
+    label = schema.vectors[0].name
+    queries = dense(230, 8, seed=99)
+    assert store.search(name, label, queries[:2], 5) == [[], []]
+    batch = points(schema, 60)
+    store.upsert(name, batch)
+    for limit in (60, 61, 2000, 100_000):
+        check_search(store, schema, batch, queries[:4], limit)
+    check_search(store, schema, batch, queries, 3)
+    assert store.search(name, label, queries[:0], 5) == []
+    assert store.search(name, label, queries[:2], 0) == [[], []]
+    assert store.search(f"{name}Absent", label, queries[:2], 5) == [[], []]
+
+
+def test_search_tells_ids_as_a_scan_does(store: Store, name: str) -> None:
+    """Rule: ids of hits have the value and type they have in a scan. If this fails, compare how both decode them."""
+    for number, kind in enumerate(worlds.id_kinds(store.capabilities())):
+        schema = make(store, f"{name}{number}", id_kind=kind)
+        batch = points(schema, 30)
+        store.upsert(schema.name, batch)
+        [hits] = store.search(schema.name, schema.vectors[0].name, dense(1, 8, seed=99), 30)
+        assert typed([hit.id for hit in hits]) == typed(scan(store, schema.name))
+
+
+def test_search_of_one_of_several_vectors(store: Store, name: str) -> None:
+    """Rule: the vector that is named is searched, and points without it are no hits. If not, it is not passed on."""
+    caps = store.capabilities()
+    if caps.max_vectors < 2:
+        pytest.skip("has one vector")
+    schema = make(store, name, vectors=("title", "body"), index=VectorIndex())
+    batch = points(schema, 90, missing=caps.missing_vectors)
+    store.upsert(name, batch)
+    for _ in range(2):
+        for item in schema.vectors:
+            alone = schema.model_copy(update={"vectors": (item,)})
+            queries = dense(2, item.dimension, seed=99)
+            check_search(store, alone, batch, queries, 12)
+            check_search(store, alone, batch, queries, 90)
+        store.finish(schema)
+
+
+def test_search_of_smaller_datatypes(store: Store, name: str) -> None:
+    """Rule: numbers that a smaller datatype holds exactly give the exact scores. If not, look at how queries are cast."""
+    caps = store.capabilities()
+    for number, datatype in enumerate(item for item in Datatype if item in caps.datatypes):
+        schema = make(store, f"{name}{number}", datatype=datatype, index=VectorIndex())
+        batch = points(schema, 100)
+        numbers = np.random.default_rng(3).integers(0, 12, (103, 8)).astype(np.float32)
+        batch.vectors[schema.vectors[0].name] = numbers[:100]
+        store.upsert(schema.name, batch)
+        store.finish(schema)
+        check_search(store, schema, batch, numbers[100:], 10)
+
+
+def test_search_covers_every_partition(store: Store, name: str) -> None:
+    """Rule: a search looks into all partitions. If this fails, ask each of them and merge what they tell."""
+    if not store.capabilities().partitions:
+        pytest.skip("has no partitions")
+    schema = make(store, name, partitions=("alpha", "beta"))
+    batch = points(schema, 60)
+    store.upsert(name, batch)
+    check_search(store, schema, batch, dense(2, 8, seed=99), 20)
+    check_search(store, schema, batch, dense(2, 8, seed=99), 60)
+
+
+def test_a_search_that_cannot_be_is_refused(store: Store, name: str) -> None:
+    """Rule: an unknown vector, a query of another dimension and one with NaN are Permanent and say what is wrong.
+
+    If this fails, call `check_queries` before the store is asked.
+    """
+    schema = make(store, name, dimension=8)
+    label = schema.vectors[0].name
+    store.upsert(name, points(schema, 5))
+    with pytest.raises((Permanent, NotFound), match="absent"):
+        store.search(name, "absent", dense(1, 8), 3)
+    with pytest.raises(Permanent, match="9 numbers where 8 are expected"):
+        store.search(name, label, dense(1, 9), 3)
+    for value in (np.nan, np.inf):
+        bad = dense(2, 8)
+        bad[1, 3] = value
+        with pytest.raises(Permanent, match="NaN"):
+            store.search(name, label, bad, 3)
 
 
 # Payloads -----------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from runner.points import (
     CollectionSchema,
     Datatype,
     Distance,
+    Float32Matrix,
     IdKind,
     KeyRange,
     Payloads,
@@ -23,7 +24,7 @@ from runner.points import (
     empty_batch,
     json_dumps,
 )
-from runner.store import PAYLOAD_FIELD, PRECISION, Capabilities, ConnectionConfig, Health, Problem, Store
+from runner.store import PAYLOAD_FIELD, PRECISION, Capabilities, ConnectionConfig, Health, Hit, Problem, Store
 from runner.stores.files.catalog import Catalog
 from runner.stores.files.disk import translated
 from runner.stores.files.manifest import FORMAT_VERSION, FilesConfig, Manifest
@@ -39,6 +40,7 @@ from runner.stores.files.parts import (
     merged,
     where,
 )
+from runner.stores.files.search import search
 from runner.stores.files.tables import DELETED, KEYS, id_at, newest, to_batch, to_table, tombstones, widened
 
 if TYPE_CHECKING:
@@ -168,6 +170,15 @@ class FilesStore(Store):
 
         nothing = PointBatch(ids=[], vectors={}, payloads=Payloads([]))
         return self._catalog.reading(name, found, nothing)
+
+    def search(self, name: str, vector: str, queries: Float32Matrix, limit: int) -> list[list[Hit]]:
+        """Compares with every point; there is no index."""
+
+        def found(manifest: Manifest) -> list[list[Hit]]:
+            return search(manifest, self._opener(name), vector, queries, limit)
+
+        nothing: list[list[Hit]] = [[] for _ in queries]
+        return self._catalog.reading(name, found, nothing) if limit > 0 else nothing
 
     # Writing
 

@@ -14,7 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runner.errors import Permanent
-from runner.points import CollectionSchema, Payloads, PointBatch, PointId, SparseVector, empty_batch
+from runner.points import (
+    CollectionSchema,
+    Float32Matrix,
+    Payloads,
+    PointBatch,
+    PointId,
+    SparseVector,
+    VectorField,
+    empty_batch,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -162,23 +171,28 @@ def to_table(collection: CollectionSchema, batch: PointBatch) -> pa.Table:
     return pa.table(columns)
 
 
+def to_matrix(table: pa.Table, item: VectorField) -> tuple[Float32Matrix, NDArray[np.bool_] | None]:
+    """One dense vector of all rows, and which have none (their row is zeros); a view where it lies in one piece."""
+    column, n, size = table[f"vector:{item.name}"], table.num_rows, item.dimension
+    lists = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    matrix = lists.values.slice(lists.offset * size, n * size).to_numpy(zero_copy_only=False).reshape(n, size)
+    if not lists.null_count:
+        return matrix, None
+    missing = lists.is_null().to_numpy(zero_copy_only=False)
+    return np.where(missing[:, None], np.float32(0), matrix), missing
+
+
 def to_batch(collection: CollectionSchema, table: pa.Table) -> PointBatch:
     """The rows of a table; vectors are views of it where they lie in one piece."""
     import pyarrow as pa
 
-    n = table.num_rows
     batch = PointBatch(ids_of(table), {}, Payloads(json=_python(table["payload"].cast(pa.large_binary()))))
     if "partition" in table.column_names:
         batch.partitions = _python(table["partition"])
     for item in collection.vectors:
-        column = table[f"vector:{item.name}"]
-        lists = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-        size = item.dimension
-        matrix = lists.values.slice(lists.offset * size, n * size).to_numpy(zero_copy_only=False).reshape(n, size)
-        if lists.null_count:
-            batch.missing[item.name] = lists.is_null().to_numpy(zero_copy_only=False)
-            matrix = np.where(batch.missing[item.name][:, None], np.float32(0), matrix)
-        batch.vectors[item.name] = matrix
+        batch.vectors[item.name], missing = to_matrix(table, item)
+        if missing is not None:
+            batch.missing[item.name] = missing
     for sparse in collection.sparse:
         pairs = zip(*(table[f"sparse:{sparse.name}:{part}"] for part in ("indices", "values")), strict=True)
         batch.sparse[sparse.name] = [

@@ -8,13 +8,14 @@ from itertools import pairwise
 from typing import Any
 
 from runner.errors import Permanent, StoreError, TooLarge
-from runner.points import CollectionSchema, KeyRange, PointBatch, PointId
-from runner.stores.milvus import definition
+from runner.points import CollectionSchema, Float32Matrix, KeyRange, PointBatch, PointId
+from runner.store import Hit, check_queries
+from runner.stores.milvus import definition, search
 from runner.stores.milvus.columns import joined, keys_of, pack, unpack
 from runner.stores.milvus.connection import Connection
 from runner.stores.milvus.errors import ABSENT, UNLOADED
 from runner.stores.milvus.filters import MOST_IDS, among, in_range
-from runner.stores.milvus.layout import DEFAULT_PARTITION, described, partition_key_of
+from runner.stores.milvus.layout import DEFAULT_PARTITION, FLOAT_VECTOR, described, partition_key_of
 
 #: offset + limit of one query; the server's `quotaAndLimits.limits.maxQueryResultWindow`.
 _WINDOW = 16_384
@@ -133,6 +134,30 @@ class Collection:
             parts.append(part)
         return joined(parts[1:] or parts)
 
+    def search(self, vector: str, queries: Float32Matrix, limit: int) -> list[list[Hit]]:
+        """Permanent where both `limit` and the collection are larger than what one search gives."""
+        sizes = {label: dimension for label, (_, dimension) in self.layout.dense.items()}
+        check_queries(self._place, sizes, vector, queries)
+        if self.layout.dense[vector][0] != FLOAT_VECTOR and not self._connection.modern:
+            hint = "Servers from 2.4 on can; 2.3 answers with wrong points and says nothing."
+            raise Permanent("This server cannot search float16 vectors", f"{self._place}: {vector}", hint)
+        if limit > search.MOST_HITS and self.count() > search.MOST_HITS:
+            hint = f"Milvus gives at most {search.MOST_HITS}."
+            raise Permanent("More hits than one search gives", f"{self._place}: {limit}", hint)
+        limit, kind = min(limit, search.MOST_HITS), self.layout.dense[vector][0]
+        wanted, clock, found = self.schema().vector(vector), self._connection.clock(), list[list[Hit]]()
+        for part in search.parts(queries, limit):
+            request = self._connection.request(
+                "Search",
+                self.layout.name,
+                output_fields=[self.layout.key],  # none would be all of them on Lite
+                guarantee_timestamp=clock,
+                consistency_level=_CUSTOMIZED if clock else _STRONG,
+                **search.fields(vector, kind, wanted.distance, wanted.index, part, limit),
+            )
+            found += search.hits_of(wanted.distance, self._read("Search", request).results)
+        return found
+
     def _check_readable(self) -> None:
         if self.layout.unsupported:
             raise Permanent(
@@ -170,7 +195,7 @@ class Collection:
         clock: int = 0,
         ordered: bool = True,
     ) -> Any:
-        """One query; the answer's columns as they come. Loads a collection that is not loaded, if that is allowed."""
+        """One query; the answer's columns as they come."""
         params = {key: str(value) for key, value in (("limit", limit), ("offset", offset)) if value}
         if self._connection.lite and ordered:
             params["iterator"] = "True"  # only then does Lite sort by key
@@ -184,13 +209,17 @@ class Collection:
             consistency_level=_CUSTOMIZED if clock else _STRONG,
             query_params=[{"key": key, "value": value} for key, value in params.items()],
         )
+        return self._read("Query", request)
+
+    def _read(self, method: str, request: Any) -> Any:
+        """Send it. Loads a collection that is not loaded, if that is allowed."""
         try:
-            return self._connection.send("Query", request)
+            return self._connection.send(method, request)
         except StoreError as exc:
             if exc.summary != UNLOADED or not self._connection.loads:
                 raise
         self._connection.load(self.layout.name)
-        return self._connection.send("Query", request)
+        return self._connection.send(method, request)
 
     # Writing --------------------------------------------------------------------------------------------------------
 

@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterator, Sequence
 
 from runner.errors import Permanent, StoreError, TooLarge
-from runner.points import CollectionSchema, Datatype, IdKind, KeyRange, Payloads, PointBatch, PointId
-from runner.store import Capabilities, ConnectionConfig, Health, Problem, Store
+from runner.points import CollectionSchema, Datatype, Float32Matrix, IdKind, KeyRange, Payloads, PointBatch, PointId
+from runner.store import Capabilities, ConnectionConfig, Health, Hit, Problem, Store
 from runner.stores.milvus import definition, indexes, limits
 from runner.stores.milvus.collection import Collection
 from runner.stores.milvus.config import MilvusConfig
@@ -45,7 +45,8 @@ class MilvusStore(Store):
             # A server never returns a key of 2^63-1 (its merge uses it as the end) and cannot parse -2^63.
             id_int_range=(-(2**63) + 1, 2**63 - 2),
             id_max_bytes=MAX_VARCHAR,
-            datatypes=frozenset({Datatype.FLOAT32} if lite else {Datatype.FLOAT32, Datatype.FLOAT16}),
+            # 2.3 takes float16 and finds nothing right in it
+            datatypes=frozenset({Datatype.FLOAT32, Datatype.FLOAT16} if modern and not lite else {Datatype.FLOAT32}),
             max_dimension=32_768,
             max_vectors=4 if modern else 1,
             sparse=modern,
@@ -178,6 +179,10 @@ class MilvusStore(Store):
     def fetch(self, name: str, ids: Sequence[PointId]) -> PointBatch:
         collection = self._collection(name)
         return PointBatch([], {}, Payloads([])) if collection is None else collection.fetch(ids)
+
+    def search(self, name: str, vector: str, queries: Float32Matrix, limit: int) -> list[list[Hit]]:
+        collection = self._collection(name)
+        return [[] for _ in queries] if collection is None or limit < 1 else collection.search(vector, queries, limit)
 
     def upsert(self, name: str, batch: PointBatch) -> None:
         if not len(batch):

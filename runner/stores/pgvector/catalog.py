@@ -265,7 +265,8 @@ def _indexes(conn: Connection, oid: int) -> tuple[set[str], tuple[Index, ...]]:
             index = VectorIndex(m=int(given.get("m", 16)), ef_construction=int(given.get("ef_construction", 64)))
         else:
             index = VectorIndex(type="ivfflat", params={"lists": int(given.get("lists", 100))})
-        found.append(Index(column or expression.split("::")[0].strip('()"'), name, index, metric))
+        cast = "" if column else expression.removeprefix("(").removesuffix(")").partition("::")[2]
+        found.append(Index(column or expression.split("::")[0].strip('()"'), name, index, metric, cast))
     return names, tuple(found)
 
 

@@ -10,8 +10,8 @@ from itertools import pairwise
 from typing import Any
 
 from runner.errors import Permanent, TooLarge
-from runner.points import CollectionSchema, KeyRange, Payloads, PointBatch, PointId
-from runner.store import INDEX, PARTITIONS, Capabilities, ConnectionConfig, Health, Problem, Store
+from runner.points import CollectionSchema, Float32Matrix, KeyRange, Payloads, PointBatch, PointId
+from runner.store import INDEX, PARTITIONS, Capabilities, ConnectionConfig, Health, Hit, Problem, Store, check_queries
 from runner.stores.pgvector import limits
 from runner.stores.pgvector.aliases import aliases_of, set_alias
 from runner.stores.pgvector.catalog import Catalog
@@ -20,6 +20,7 @@ from runner.stores.pgvector.connection import Pool
 from runner.stores.pgvector.indexes import build_payload_index, build_vector_index, fit_index
 from runner.stores.pgvector.langchain import LangChainCatalog
 from runner.stores.pgvector.rows import copy, merge, pack, unpack
+from runner.stores.pgvector.search import search
 from runner.stores.pgvector.table import SPARSE_DIMENSIONS, Table, quoted
 
 _REQUEST_BYTES = 512 << 20  # the server allocates at most 1 GiB for one value
@@ -135,6 +136,17 @@ class PgvectorStore(Store):
         if table is None:
             return PointBatch(ids=[], vectors={}, payloads=Payloads([]))
         return self._read(table, f" AND {table.ids_sql()}", [table.possible(ids)])
+
+    def search(self, name: str, vector: str, queries: Float32Matrix, limit: int) -> list[list[Hit]]:
+        """A few rows are ordered by the operator alone; PostgreSQL decides whether the index is worth it."""
+        table = self._catalog.find(name)
+        if table is None or limit < 1:
+            return [[] for _ in queries]
+        check_queries(
+            f"collection {name}", {item.name: item.dimension for item in table.schema.vectors}, vector, queries
+        )
+        with self._session(f"searching {name}") as conn:
+            return search(conn, table, vector, queries, limit)
 
     def _read(self, table: Table, where: str, values: Sequence[Any]) -> PointBatch:
         with self._session(f"reading {table.schema.name}") as conn, conn.cursor(binary=True) as cursor:

@@ -100,12 +100,13 @@ class Column:
 
 @dataclass(frozen=True)
 class Index:
-    """An index of a vector column that is there."""
+    """An index of a vector column that is there; `cast` is the type its numbers are cast to, "" where they are not."""
 
     column: str
     name: str
     settings: VectorIndex
     distance: Distance
+    cast: str = ""
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from runner.errors import NotFound, Permanent
-from runner.points import CollectionSchema, Datatype, Distance, IdKind, KeyRange, PointBatch, PointId
-from runner.store import Capabilities, ConnectionConfig, Health, Problem, Store
+from runner.points import CollectionSchema, Datatype, Distance, Float32Matrix, IdKind, KeyRange, PointBatch, PointId
+from runner.store import Capabilities, ConnectionConfig, Health, Hit, Problem, Store
 from runner.stores.qdrant import definition, limits
 from runner.stores.qdrant.collection import Collection
 from runner.stores.qdrant.config import QdrantConfig
 from runner.stores.qdrant.connection import Connection
+from runner.stores.qdrant.search import search
 
 #: `finish` waits this long (s) for the indexes. Qdrant goes on building them alone and answers exactly meanwhile.
 _INDEX_WAIT = 20.0
@@ -181,6 +182,9 @@ class QdrantStore(Store):
 
     def fetch(self, name: str, ids: Sequence[PointId]) -> PointBatch:
         return Collection(self._connection, name).fetch(ids)
+
+    def search(self, name: str, vector: str, queries: Float32Matrix, limit: int) -> list[list[Hit]]:
+        return search(self._connection, name, vector, queries, limit)
 
     def upsert(self, name: str, batch: PointBatch) -> None:
         if len(batch):

@@ -64,7 +64,7 @@ class Collection:
 
     def _measure(self) -> None:
         """Fill in the lengths of vectors: the definition does not tell, so the first points are asked (up to 2,000)."""
-        for tenant in [] if all(self.vectors.values()) else self._each_tenant():
+        for tenant in [] if all(self.vectors.values()) else self.each_tenant():
             cursor = ""
             for _ in range(20):
                 results, size = self._page(tenant, 100, cursor)
@@ -120,7 +120,7 @@ class Collection:
             return None
         return sorted(item["name"] for item in self._connection.rest("get", f"/schema/{self._name}/tenants"))
 
-    def _each_tenant(self) -> list[str]:
+    def each_tenant(self) -> list[str]:
         """The tenants; "" stands for a collection without."""
         tenants = self.tenants()
         return [""] if tenants is None else tenants
@@ -141,10 +141,10 @@ class Collection:
             request = aggregate_pb2.AggregateRequest(collection=self._name, tenant=tenant, objects_count=True)
             return int(self._connection.call("Aggregate", request, f"count {self._name}").single_result.objects_count)
 
-        return sum(map(count, self._each_tenant()))
+        return sum(map(count, self.each_tenant()))
 
     def cut(self, parts: int) -> list[KeyRange]:
-        tenants = self._each_tenant()
+        tenants = self.each_tenant()
         ranges: list[KeyRange] = []
         for tenant in tenants:
             edges = [None, *self._edges(tenant, max(1, parts // len(tenants))), None]
@@ -171,7 +171,7 @@ class Collection:
         return [_text(edge) for edge in sorted({first + span * part // parts for part in range(1, parts)} - {first})]
 
     def scan(self, keys: KeyRange, after: PointId | None, batch_size: int) -> Iterator[PointBatch]:
-        tenants = [item for item in self._each_tenant() if keys.partition in (None, item)]
+        tenants = [item for item in self.each_tenant() if keys.partition in (None, item)]
         if after is not None and len(tenants) > 1:
             hint = "Scan one tenant at a time: KeyRange(partition=…), as cut() gives them."
             raise Permanent("A scan of many tenants cannot be taken up again", f"collection {self._name}", hint)
@@ -194,7 +194,7 @@ class Collection:
         wanted = sorted({str(item) for item in ids if canonical_uuid(item)})
         found, dicts, partitions = list[Any](), list[Payload](), list[str]()
         size = 1000
-        for tenant in self._each_tenant():
+        for tenant in self.each_tenant():
             start = 0
             while start < len(wanted):
                 results, size = self._page(tenant, size, ids=wanted[start : start + size])
@@ -342,7 +342,7 @@ class Collection:
         from weaviate.proto.v1 import batch_delete_pb2
 
         known = sorted({str(item) for item in ids if canonical_uuid(item)})
-        for tenant in self._each_tenant():
+        for tenant in self.each_tenant():
             for start in range(0, len(known), MOST_RESULTS // 2):
                 request = batch_delete_pb2.BatchDeleteRequest(
                     collection=self._name,

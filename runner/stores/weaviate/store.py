@@ -9,12 +9,22 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from runner.errors import Permanent, Transient
-from runner.points import CollectionSchema, IdKind, KeyRange, Payloads, PointBatch, PointId, canonical_uuid
-from runner.store import BAD_ID, Capabilities, ConnectionConfig, Health, Problem, Store
+from runner.points import (
+    CollectionSchema,
+    Float32Matrix,
+    IdKind,
+    KeyRange,
+    Payloads,
+    PointBatch,
+    PointId,
+    canonical_uuid,
+)
+from runner.store import BAD_ID, Capabilities, ConnectionConfig, Health, Hit, Problem, Store, check_queries
 from runner.stores.weaviate import definition
 from runner.stores.weaviate.collection import MOST_RESULTS, Collection
 from runner.stores.weaviate.config import WeaviateConfig
 from runner.stores.weaviate.connection import Connection
+from runner.stores.weaviate.search import search
 
 #: Seconds a collection's definition is trusted: another process may add properties, or drop it.
 _TRUST = 5.0
@@ -164,6 +174,20 @@ class WeaviateStore(Store):
     def fetch(self, name: str, ids: Sequence[PointId]) -> PointBatch:
         collection = self._collection(name)
         return PointBatch([], {}, Payloads([])) if collection is None else collection.fetch(ids)
+
+    def search(self, name: str, vector: str, queries: Float32Matrix, limit: int) -> list[list[Hit]]:
+        """Permanent where both `limit` and the collection are larger than the server's window of one search."""
+        collection = self._collection(name)
+        if collection is None or limit < 1:
+            return [[] for _ in queries]
+        check_queries(name, collection.vectors, vector, queries)
+        if limit > MOST_RESULTS and collection.count() > MOST_RESULTS:
+            hint = f"Weaviate gives at most {MOST_RESULTS} (QUERY_MAXIMUM_RESULTS)."
+            raise Permanent("More hits than one search gives", f"{name}: {limit}", hint)
+        lengths = {vector: collection.vectors[vector]}
+        distance = definition.schema_of(collection.definition, lengths, None).vector(vector).distance
+        tenants = collection.each_tenant()
+        return search(self._connection, name, tenants, vector, distance, queries, min(limit, MOST_RESULTS))
 
     def upsert(self, name: str, batch: PointBatch) -> None:
         collection = self._collection(name) if len(batch) else None
