@@ -411,7 +411,7 @@ class Worker:
             for key in [key for key, used in self._used.items() if used < older and key[0] not in busy]:
                 del self._used[key]
                 if key in self._open:
-                    self._open.pop(key).world.close()
+                    self._open.pop(key).close()
 
 
 def _redis(settings: Broker) -> Any:

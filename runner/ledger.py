@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -76,7 +76,9 @@ class Ledger(Leases):
                 return
             moment = self._after_all(connection)
             mine = runs.c.job == plan.job
-            if plan.of_run:  # nobody goes on with what is being undone, nor with a rollback of it that never began
+            if (
+                plan.purpose == "rollback"
+            ):  # nobody goes on with what is being undone, nor with a rollback of it that never began
                 connection.execute(
                     runs.update().where(mine, runs.c.run == plan.of_run, runs.c.status.in_(("pending", "running")))
                     .values(status="cancelled", control=None)
@@ -275,8 +277,10 @@ class Ledger(Leases):
     def checkpoint(
         self, lease: Lease, step: int, partition: Partition, *, mapped: Sequence[tuple[PointId, PointId]] = (),
         collection: str = "", found: Sequence[tuple[PointId, str]] = (),
+        records: Sequence[Callable[[sa.Connection], None]] = (),
     ) -> bool:  # fmt: skip
-        """In one transaction: how far `partition` is durable, the id mapping of those points, what was found.
+        """In one transaction: how far `partition` is durable, the id mapping of those points, what was found, and what
+        `records` write besides.
 
         False when the run is to stop. ClaimLost when another worker has the partition by now.
         """
@@ -301,6 +305,8 @@ class Ledger(Leases):
                     for a, b in mapped
                 ]
                 connection.execute(_upsert(self.engine.dialect.name), rows)
+            for record in records:
+                record(connection)
             return self._control(connection, lease.run) is None
 
     @again

@@ -22,7 +22,10 @@ from runner.plan import (
     Observed,
     Place,
     Plan,
+    ReplaceVectors,
+    SetModel,
     SetServing,
+    SettleFailures,
     Step,
     SwitchAlias,
     VerifyPoints,
@@ -32,6 +35,7 @@ from runner.plan import (
 from runner.settings import Settings
 from runner.spec import Job, digest
 from runner.state import State, States
+from runner.vectors import Vectors
 from runner.world import World
 
 PINNED = "VI201"
@@ -53,9 +57,11 @@ def build(job: Job, settings: Settings, ledger: Ledger, states: States, *, unpin
     state = states.load(job.name)
     module = kind_module(job.kind)
     named, inline = module.connections(job.spec)
-    with World(settings, "read", inline) as world:
+    with World(settings, "read", inline, ledger) as world:
         draft, moved = Draft(), tuple[str, ...]()
-        if state.status == "applied" and state.spec_digest == job.digest:
+        if state.status == "applied" and state.spec_digest == job.digest and module.recurring(job.spec):
+            draft = module.plan_steps(job.name, job.spec, world, state)
+        elif state.status == "applied" and state.spec_digest == job.digest:
             moved = tuple(drift(state, ledger, world))
             if applied_plan(state, ledger) is None:
                 draft.notices.append(Notice(code=FOREIGN, message=foreign(state)))
@@ -157,7 +163,10 @@ def rollback(
                 notices.append(Notice(code=SOURCE_GONE, message=message, where=str(copy.source), blocking=True))
         kept, found = _still_ours(undo, world)
         steps = [_as_it_stands(step, world) for step in kept]
-        notices += found + _new_points(_written(plan, rows), steps, discard=discard_new_points)
+        written = _written(plan, rows)
+        for place, count in _retried(job, run["run"], ledger).items():
+            written[place] = written.get(place, 0) + count
+        notices += found + _new_points(written, steps, discard=discard_new_points)
         notices += _needed_by(job, steps, states)
         places = _touched(begun)
         live = {item.place for item in plan.world if item.live}
@@ -180,6 +189,46 @@ def rollback(
             notices=tuple(notices),
             retention=plan.retention,
         ).sealed()
+
+
+def retry(job: str, settings: Settings, ledger: Ledger, states: States) -> Plan:
+    """The plan that tries the failed items of a job's applied run again. NotFound when nothing has failed."""
+    state = states.load(job)
+    plan = applied_plan(state, ledger) if state.applied else None
+    run = state.applied[-1].run if state.applied else ""
+    settle = next((step for step in plan.steps if isinstance(step, SettleFailures)), None) if plan is not None else None
+    if plan is None or settle is None or not Vectors(ledger).count_failed(run):
+        raise NotFound("Nothing to try again", f"no item of job {job} has failed", f"vecrun status {job}")
+    marks = [
+        step for step in plan.steps if isinstance(step, SetModel) and step.phase == "end" and step.rows is not None
+    ]
+    later = {"phase": "again", "info": None, "before": None, "after": None}
+    steps: list[Step] = [settle.model_copy(update={"of_run": run}), *(step.model_copy(update=later) for step in marks)]
+    with World(settings, "read", plan.inline) as world:
+        if elsewhere := moved_connections(plan, world):
+            raise PlanRefused(
+                "The run went somewhere else than the workspace points to now",
+                "\n".join(elsewhere),
+                "Put the connection back as it was, or choose the environment of the run with --env",
+            )
+        connections = {name: world.digest(name) for name in plan.connections}
+    return Plan(
+        tool_version=__version__, created=now(), job=job, kind=plan.kind, description=plan.description, purpose="retry",
+        of_run=run, environment=plan.environment, lineage=state.lineage, serial=state.serial, spec_digest=plan.spec_digest,
+        connections=connections, inline=plan.inline, steps=tuple(steps), retention=plan.retention,
+    ).sealed()  # fmt: skip
+
+
+def _retried(job: str, run: str, ledger: Ledger) -> dict[Place, int]:
+    """Points that later runs have added for items that had failed in a run."""
+    found: dict[Place, int] = {}
+    for row in ledger.runs_of(job):
+        if row["purpose"] == "retry" and row["of_run"] == run:
+            plan = loads(ledger.run(row["run"])["plan"], f"run {row['run']}")
+            for step, state in zip(plan.steps, ledger.steps_of(row["run"]), strict=True):
+                if isinstance(step, SettleFailures):
+                    found[step.target] = found.get(step.target, 0) + (state["result"] or {}).get("written", 0)
+    return found
 
 
 def _irreversible(step: Step) -> Notice:
@@ -214,7 +263,8 @@ def _still_ours(steps: list[Step], world: World) -> tuple[list[Step], list[Notic
                 name = f"alias {step.alias} of {step.connection}"
             else:
                 at, name = world.serving().get(step.name), f"serving pointer {step.name}"
-            if at == step.after:
+            model = isinstance(step, SetServing) and step.model_before != step.model_after
+            if at == step.after and not (model and step.before == step.after):
                 continue
             if at != step.before:
                 message = f"it points to {at or 'nothing'}, which this run did not set; it is left as it is"
@@ -235,9 +285,14 @@ def _written(plan: Plan, rows: list[dict[str, Any]]) -> dict[Place, int]:
     for step, row in zip(plan.steps, rows, strict=True):
         if row["status"] == "pending" and not row["result"]:
             continue
-        if isinstance(step, CopyPoints):
+        if isinstance(step, ReplaceVectors):  # only vecrun writes there
+            found[step.saved] = UNKNOWN
+        elif isinstance(step, CopyPoints):
             growing = any(item.live and item.place == step.source for item in plan.world)
             found[step.target] = row["result"]["done"] if row["result"] else UNKNOWN if growing else step.points
+        elif isinstance(step, SettleFailures):
+            more = row["result"].get("written", 0) if row["status"] == "done" else UNKNOWN
+            found[step.target] = found.get(step.target, 0) + more
         elif isinstance(step, CatchUp) and step.phase == "after":  # by now others write there, too
             result = row["result"] or {}
             found[step.target] += result.get("added", 0) - result.get("deleted", 0)
@@ -284,7 +339,7 @@ def _touched(steps: list[Step]) -> dict[Place, str]:
     for step in steps:
         if isinstance(step, CopyPoints):
             places[step.source], places[step.target] = "source", "target"
-        elif isinstance(step, CreateCollection):
+        elif isinstance(step, CreateCollection | ReplaceVectors):
             places.setdefault(step.target, "target")
     return places
 

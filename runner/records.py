@@ -24,7 +24,7 @@ from runner.tables import metadata, state_documents
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 #: The newest revision in runner/migrations.
-REVISION = "0003"
+REVISION = "0004"
 #: Seconds for which a database that went away is waited for, once it had answered.
 PATIENCE = 60.0
 #: Answers of PostgreSQL after which the same transaction may work: it is shut down or starting, deadlock, time-outs.

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from pydantic import BaseModel
+
 from runner.documents import SqlConfig
+from runner.embedders import EMBEDDERS
+from runner.embedders import config_model as embedder_model
 from runner.errors import NotFound
 from runner.kinds import spec_models
 from runner.settings import Workspace
@@ -62,24 +67,31 @@ def _headed(kind: str, body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _connection_schemas() -> dict[str, dict[str, Any]]:
-    models = {name: config_model(name) for name in STORES} | {"sql": SqlConfig}
+    return _schemas("connection", {name: config_model(name) for name in STORES} | {"sql": SqlConfig})
+
+
+def _schemas(prefix: str, models: Mapping[str, type[BaseModel]]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for name, model in sorted(models.items()):
         one = model.model_json_schema(ref_template="#/$defs/{model}")
         found |= one.pop("$defs", {})
-        found[f"connection_{name}"] = one
+        found[f"{prefix}_{name}"] = one
     return found
 
 
 def _one_connection() -> dict[str, Any]:
-    names_ = sorted([*STORES, "sql"])
+    return _one("connection", "type", [*STORES, "sql"])
+
+
+def _one(prefix: str, key: str, names_: Iterable[str]) -> dict[str, Any]:
+    """One of several forms, by the value of `key`."""
     return {
         "type": "object",
-        "required": ["type"],
-        "properties": {"type": {"enum": names_}},
+        "required": [key],
+        "properties": {key: {"enum": sorted(names_)}},
         "allOf": [
-            {"if": {"properties": {"type": {"const": name}}}, "then": {"$ref": f"#/$defs/connection_{name}"}}
-            for name in names_
+            {"if": {"properties": {key: {"const": name}}}, "then": {"$ref": f"#/$defs/{prefix}_{name}"}}
+            for name in sorted(names_)
         ],
     }
 
@@ -97,8 +109,9 @@ def _inline_connections(definitions: dict[str, Any]) -> None:
 def _workspace() -> dict[str, Any]:
     body = Workspace.model_json_schema(by_alias=True)
     definitions = body.setdefault("$defs", {})
-    definitions |= _connection_schemas()
+    definitions |= _connection_schemas() | _schemas("model", {name: embedder_model(name) for name in EMBEDDERS})
     for holder in (body, definitions["Environment"]):
         holder["properties"]["connections"]["additionalProperties"] = _one_connection()
+        holder["properties"]["models"]["additionalProperties"] = _one("model", "provider", EMBEDDERS)
     body["required"] = sorted({*body.get("required", []), "apiVersion", "kind"})
     return body

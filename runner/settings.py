@@ -34,6 +34,13 @@ FILE_NAME = "vecrun.yaml"
 _SCHEMA_NAME = re.compile(r"[a-z0-9_]{1,40}")
 _USER_PART = re.compile(r"[a-z][a-z0-9+.-]*://[^/@?#]*$", re.IGNORECASE)
 _PARAMETER = re.compile(r"[a-z][a-z0-9+.-]*://[^#]*[?&][^=&]*=[^&]*$", re.IGNORECASE)
+#: What models are called beside connections, in plans.
+MODEL = "model:"
+#: Settings of a model that decide about its vectors; another limit, price or key does not make a plan stale.
+SHAPING = frozenset(
+    {"provider", "model", "revision", "version", "dimension", "base_url", "document_prefix", "query_prefix", "normalize",
+     "too_long"}
+)  # fmt: skip
 #: A SQLite file that is not named from the root: SQLAlchemy would look for it in the current folder.
 RELATIVE_SQLITE = re.compile(r"(sqlite(?:\+\w+)?:///)(?!/|:memory:|file:)(?=.)")
 
@@ -88,6 +95,7 @@ class Environment(SpecModel):
 
     variables: dict[str, Any] = Field({}, description="Variables for the templates of job files.")
     connections: dict[str, dict[str, Any]] = Field({}, description="Connections replaced or added in this environment.")
+    models: dict[str, dict[str, Any]] = Field({}, description="Models replaced or added in this environment.")
     state: StateSettings | None = Field(None, description="Instead of the workspace's.")
     broker: Broker | None = Field(None, description="Instead of the workspace's.")
 
@@ -107,6 +115,22 @@ class Limits(SpecModel):
     runs: int = Field(2, ge=1, le=64, description="Runs at work at once, in this environment; further ones wait.")
     runs_per_source: int = Field(1, ge=1, le=16, description="Runs that may read one collection at once.")
     wait: Duration = Field("10m", description="How long a run waits for a slot of `runs` before it is refused.")
+
+
+class KeptVectors(SpecModel):
+    """Vectors are kept by model and text in the ledger's database, so that no text is paid for twice."""
+
+    keep: Duration = Field(
+        "30d",
+        description="How long after they were made; vecrun gc removes older ones. 0s: until the run is completed.",
+    )
+
+
+class Policies(SpecModel):
+    """What a plan may cost before somebody has to accept it: VC101 and VC102."""
+
+    usd: float | None = Field(None, ge=0, description="Most that embedding may cost.")
+    time: Duration | None = Field(None, description="Longest that embedding may take.")
 
 
 Happening = Literal["success", "failure", "paused", "cancelled"]
@@ -163,10 +187,13 @@ class Workspace(SpecModel):
     api_version: Literal["vecrun/v1"] = Field("vecrun/v1", alias="apiVersion")
     kind: Literal["Workspace"] = "Workspace"
     connections: dict[str, dict[str, Any]] = Field({}, description="name -> connection; `type` chooses the store.")
+    models: dict[str, dict[str, Any]] = Field({}, description="name -> embedding model; `provider` chooses who embeds.")
     environments: dict[EnvironmentName, Environment] = {}
     state: StateSettings = StateSettings()
     broker: Broker | None = Field(None, description="Without one, runs work in their own process.")
     limits: Limits = Limits()
+    vectors: KeptVectors = KeptVectors()
+    policies: Policies = Policies()
     metrics: Metrics = Metrics()
     notifications: tuple[Notification, ...] = Field((), description="Who is told when a run ends or is paused.")
 
@@ -231,25 +258,32 @@ class Settings:
         return {"environment": self.environment} | (chosen.variables if chosen else {})
 
     def connection(self, name: str) -> dict[str, Any]:
-        """The raw connection (references unresolved). NotFound names those there are."""
+        """The raw connection (references unresolved), or model when it is called model:NAME. NotFound names those there are."""
         chosen = self.workspace.environments.get(self.environment)
-        connections = self.workspace.connections | (chosen.connections if chosen else {})
-        if name not in connections:
-            raise NotFound(
-                "No such connection", f"{self.document.file} has no connection {name!r}", suggest(name, connections)
-            )
-        return connections[name]
+        key, bare = _table(name)
+        known: dict[str, dict[str, Any]] = getattr(self.workspace, key) | (getattr(chosen, key) if chosen else {})
+        if bare not in known:
+            what = key.removesuffix("s")
+            raise NotFound(f"No such {what}", f"{self.document.file} has no {what} {bare!r}", suggest(bare, known))
+        return known[bare]
 
     def connection_digest(self, name: str) -> str:
-        """Names what the connection points at, without resolving its secrets."""
-        return digest(self.connection(name))
+        """Names what the connection points at, without resolving its secrets; of a model: what its vectors depend on."""
+        raw = self.connection(name)
+        return digest({key: raw[key] for key in raw if key in SHAPING} if name.startswith(MODEL) else raw)
 
     def resolved(self, name: str) -> dict[str, Any]:
         """The connection with references replaced and ./ paths made absolute. InvalidFile names the missing one."""
-        at: tuple[str, ...] = ("connections", name)
-        if name in getattr(self.workspace.environments.get(self.environment), "connections", {}):
+        key, bare = _table(name)
+        at: tuple[str, ...] = (key, bare)
+        if bare in getattr(self.workspace.environments.get(self.environment), key, {}):
             at = ("environments", self.environment, *at)
         return resolve(self.connection(name), self.document, at, self.root)
+
+
+def _table(name: str) -> tuple[str, str]:
+    """(key of vecrun.yaml, name there) of a connection, or of a model."""
+    return ("models", name.removeprefix(MODEL)) if name.startswith(MODEL) else ("connections", name)
 
 
 def resolve(data: Mapping[str, Any], document: Document, at: tuple[str | int, ...], root: Path) -> dict[str, Any]:
@@ -313,7 +347,8 @@ def find_root(start: Path) -> Path:
 
 
 def load(root: Path, environment: str = "", check_connection: Callable[[str], Any] | None = None) -> Settings:
-    """Read and check vecrun.yaml; `check_connection(type)` gives the model of a connection type."""
+    """Read and check vecrun.yaml; `check_connection(type)` gives the pydantic model of a connection type, and of
+    `model:PROVIDER`."""
     path = root / FILE_NAME
     file = shown(path)
     document = parse(read_text(path), file)
@@ -342,28 +377,30 @@ def load(root: Path, environment: str = "", check_connection: Callable[[str], An
 
 
 def _connections(data: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
-    """Every connection of the file with its place, whatever else is wrong with the file."""
+    """Every connection and model of the file with its place, whatever else is wrong with the file."""
     places: list[tuple[tuple[str, ...], Any]] = [((), data)]
     environments = data.get("environments")
     if isinstance(environments, dict):
         places += [(("environments", name), item) for name, item in environments.items()]
     for at, holder in places:
-        connections = holder.get("connections") if isinstance(holder, dict) else None
-        for name, raw in (connections if isinstance(connections, dict) else {}).items():
-            if isinstance(raw, dict):
-                yield (*at, "connections", name), raw
+        for key in ("connections", "models"):
+            found = holder.get(key) if isinstance(holder, dict) else None
+            for name, raw in (found if isinstance(found, dict) else {}).items():
+                if isinstance(raw, dict):
+                    yield (*at, key, name), raw
 
 
 def _check_connection(
     raw: dict[str, Any], at: tuple[str, ...], document: Document, model_of: Callable[[str], Any]
 ) -> list[Diagnostic]:
-    if "type" not in raw:
-        return [document.diagnostic((*at, "type"), "this key is missing", "it chooses the store: files, qdrant, …")]
+    key, prefix, chooses = "type", "", "the store: files, qdrant, …"
+    if at[-2] == "models":
+        key, prefix, chooses = "provider", MODEL, "who embeds: openai, minilm, …"
+    if key not in raw:
+        return [document.diagnostic((*at, key), "this key is missing", f"it chooses {chooses}")]
     try:
-        model = model_of(str(raw["type"]))
+        model = model_of(prefix + str(raw[key]))
     except NotFound as exc:
-        return [
-            document.diagnostic((*at, "type"), f"{exc.summary[0].lower()}{exc.summary[1:]}: {exc.detail}", exc.hint)
-        ]
+        return [document.diagnostic((*at, key), f"{exc.summary[0].lower()}{exc.summary[1:]}: {exc.detail}", exc.hint)]
     checked = check_model(model, raw, document, at)
     return checked if isinstance(checked, list) else []

@@ -114,3 +114,51 @@ state_documents = sa.Table(
     sa.Column("written", sa.String(32), nullable=False),
     sa.Column("owner", sa.String(255)),
 )  # fmt: skip
+#: Vectors that a model gave for a text, so that no text is paid for twice; texts a provider refuses, with `error`.
+vectors = sa.Table(
+    "vectors", metadata,
+    sa.Column("model", sa.String(32), primary_key=True),  # ModelIdentity.key
+    sa.Column("text", sa.String(32), primary_key=True),  # 32 hex digits of the sha256 of the text
+    sa.Column("vector", sa.LargeBinary),  # float32, little endian; None: refused
+    sa.Column("error", sa.Text),
+    sa.Column("attempts", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("written", sa.String(32), nullable=False),
+)  # fmt: skip
+#: What the vector of a point in a collection was made from, as far as vecrun made it.
+marks = sa.Table(
+    "marks", metadata,
+    sa.Column("place", sa.String(255), primary_key=True),  # CONNECTION/COLLECTION
+    sa.Column("vector", sa.String(255), primary_key=True),
+    sa.Column("item", sa.Text, primary_key=True),  # JSON of the id
+    sa.Column("model", sa.String(32), nullable=False),
+    sa.Column("text", sa.String(32), nullable=False),
+    sa.Column("run", sa.String(32), nullable=False),
+)  # fmt: skip
+#: Items that a run left out because their text could not be embedded.
+failures = sa.Table(
+    "failures", metadata,
+    sa.Column("run", sa.String(32), primary_key=True),
+    sa.Column("item", sa.Text, primary_key=True),  # JSON of the id in the source
+    sa.Column("text", sa.String(32)),
+    sa.Column("error", sa.Text, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("time", sa.String(32), nullable=False),
+)  # fmt: skip
+#: What a run has asked of a model, in the transaction that keeps the answer.
+usage = sa.Table(
+    "usage", metadata,
+    sa.Column("run", sa.String(32), primary_key=True),
+    sa.Column("model", sa.String(32), primary_key=True),
+    sa.Column("requests", sa.BigInteger, nullable=False),  # that were answered
+    sa.Column("texts", sa.BigInteger, nullable=False),  # embedded
+    sa.Column("tokens", sa.BigInteger, nullable=False),  # as the provider counts them, else as we do
+    sa.Column("known", sa.BigInteger, nullable=False),  # texts that were not asked for: their vectors are kept
+    sa.Column("usd", sa.Float(53)),
+)  # fmt: skip
+#: When the next request to a provider may start, for all processes.
+pace = sa.Table(
+    "pace", metadata,
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("next", sa.Float(53), nullable=False),  # seconds since 1970
+    sa.Column("held", sa.Float(53), nullable=False),  # the provider asked to wait until then
+)  # fmt: skip

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from runner.embedder import ModelIdentity
 from runner.errors import Permanent
 from runner.points import IdKind, Model, Payload, Payloads, PointBatch, PointId, canonical_uuid, json_dumps
 
@@ -46,8 +47,34 @@ class Condition(Model):
         return self
 
 
+class TextColumn(Model):
+    """A column of the user's relational table that holds the texts; a row names its point by `vector_id_column`."""
+
+    connection: str
+    table: str
+    vector_id_column: str
+    text_column: str
+    collection_column: str | None = None
+    collection: str = ""
+
+
+class Embedding(Model):
+    """How one dense vector of each point is made from its text. `model` is a name of `vecrun.yaml`."""
+
+    model: str
+    identity: ModelIdentity
+    vector: str
+    field: str | None = None  # payload field of the text, a key or a dotted path; None: `column` has it
+    column: TextColumn | None = None
+    version_field: str | None = None  # payload field that gets the model's version
+    budget: float | None = None  # USD a run may spend
+
+
 class Transform(Model):
-    """Applied in this order: where, payload (drop, rename, cast, set), vectors, ids, partitions."""
+    """Applied in this order: where, payload (drop, rename, cast, set), vectors, ids, partitions.
+
+    `embed` is not done by `apply`, which stays pure: the executor does it afterwards, out of what it keeps of each text.
+    """
 
     where: tuple[Condition, ...] = ()
     drop: tuple[str, ...] = ()
@@ -59,6 +86,14 @@ class Transform(Model):
     id_from: str | None = None  # payload field that holds the id to use; taken out of the payload
     keep_id_as: str | None = None  # payload field that gets the source id when it was mapped
     partition_field: str | None = None  # payload field that gets the partition's name
+    embed: Embedding | None = None
+
+    @model_serializer(mode="wrap")
+    def _short(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data: dict[str, Any] = handler(self)
+        if self.embed is None:  # plans from before it was there stay as they are
+            del data["embed"]
+        return data
 
     @property
     def touches_payload(self) -> bool:
@@ -175,17 +210,18 @@ def _put(item: Payload, name: str, value: Any, point_id: PointId) -> None:
     item[name] = value
 
 
-_MISSING = object()
+#: What `look_up` gives when there is nothing.
+MISSING = object()
 
 
 def look_up(item: Payload, path: str) -> Any:
-    """The value under a key, or under a dotted path; an object of its own when there is none."""
+    """The value under a key, or under a dotted path; MISSING when there is none."""
     if path in item:
         return item[path]
     value: Any = item
     for part in path.split("."):
         if not isinstance(value, dict) or part not in value:
-            return _MISSING
+            return MISSING
         value = value[part]
     return value
 
@@ -202,10 +238,10 @@ def _holds(condition: Condition, item: Payload) -> bool:
     """Whether one condition holds. An array field holds when one of its elements does, as in the stores."""
     value = look_up(item, condition.field)
     if condition.op == "exists":
-        return (value is not _MISSING) == (condition.value is not False)
+        return (value is not MISSING) == (condition.value is not False)
     if condition.op == "ne":
         return not _holds(condition.model_copy(update={"op": "eq"}), item)
-    if value is _MISSING:
+    if value is MISSING:
         return False
     candidates = value if isinstance(value, list) and not isinstance(condition.value, list) else [value]
     if condition.op == "eq":

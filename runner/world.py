@@ -10,13 +10,18 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from runner.documents import SqlConfig
+from runner.embedder import Embedder, EmbedderConfig
+from runner.embedders import config_model as embedder_model
+from runner.embedders import open_embedder
 from runner.errors import NotFound, Permanent, VecrunError
 from runner.plan import Place
-from runner.settings import Settings, resolve
+from runner.records import Records
+from runner.settings import MODEL, Settings, resolve
 from runner.spec import Document, check_model, digest, suggest
 from runner.state import open_states
 from runner.store import ConnectionConfig, DryRunStore, ReadOnlyStore, Store
 from runner.stores import STORES, config_model, open_store
+from runner.vectors import Vectors
 
 if TYPE_CHECKING:
     from runner.documents.database import Database
@@ -27,9 +32,12 @@ Mode = Literal["read", "dry", "write"]
 class World:
     """Opens connections on first use and closes them all at the end. Safe for use from several threads."""
 
-    def __init__(self, settings: Settings, mode: Mode, inline: Mapping[str, dict[str, Any]] | None = None) -> None:
-        self.settings, self.mode, self.inline = settings, mode, dict(inline or {})
-        self._open: dict[str, Store | Database] = {}
+    def __init__(
+        self, settings: Settings, mode: Mode, inline: Mapping[str, dict[str, Any]] | None = None,
+        ledger: Records | None = None,
+    ) -> None:  # fmt: skip
+        self.settings, self.mode, self.inline, self.ledger = settings, mode, dict(inline or {}), ledger
+        self._open: dict[str, Store | Database | Embedder] = {}
         self._lock = threading.Lock()
 
     def store(self, name: str) -> Store:
@@ -61,13 +69,40 @@ class World:
                 self._open[name] = Database(config)
             return cast("Database", self._open[name])
 
+    def embedder(self, name: str) -> Embedder:
+        """A model of vecrun.yaml."""
+        with self._lock:
+            key = MODEL + name
+            if key not in self._open:
+                raw = self.settings.resolved(key)
+                checked = check_model(
+                    embedder_model(str(raw.get("provider"))), raw, self.settings.document, ("models", name)
+                )
+                if isinstance(checked, list):
+                    raise Permanent("A model is not usable", "\n".join(str(item) for item in checked))
+                try:
+                    self._open[key] = open_embedder(checked)
+                except VecrunError as exc:
+                    raise _named(exc, name, "model") from exc
+            return cast("Embedder", self._open[key])
+
     def unshared(self, name: str) -> str:
         """Why only one process at a time can open what is behind a connection; empty if several can."""
-        return self._config(name).unshared
+        return "" if name.startswith(MODEL) else self._config(name).unshared
 
     def local(self, name: str) -> bool:
         """Whether a connection lies in the file system of a host."""
-        return self._config(name).local
+        return not name.startswith(MODEL) and self._config(name).local
+
+    @property
+    def kept(self) -> Vectors:
+        """What is kept of embedding; for a world that was opened with a ledger."""
+        assert self.ledger is not None
+        return Vectors(self.ledger)
+
+    def serving_models(self) -> dict[str, str]:
+        """The model that embeds queries for a serving pointer, where somebody said."""
+        return open_states(self.settings).serving().models
 
     def serving(self) -> dict[str, Place]:
         """The workspace's serving pointers as they stand."""
@@ -83,7 +118,7 @@ class World:
             resolved = resolve(raw, document, (), self.settings.root)
         else:
             document, resolved = self.settings.document, self.settings.resolved(name)
-        model = connection_model(str(resolved.get("type")))
+        model = cast("type[ConnectionConfig]", connection_model(str(resolved.get("type"))))
         checked = check_model(model, resolved, document, ("connections", name))
         if isinstance(checked, list):
             raise Permanent("A connection is not usable", "\n".join(str(item) for item in checked))
@@ -102,8 +137,10 @@ class World:
         self.close()
 
 
-def connection_model(connection_type: str) -> type[ConnectionConfig]:
-    """The model of a connection type: a store, or `sql`. NotFound lists the types there are."""
+def connection_model(connection_type: str) -> type[ConnectionConfig] | type[EmbedderConfig]:
+    """The pydantic model of a connection type: a store, `sql`, or model:PROVIDER. NotFound lists those there are."""
+    if connection_type.startswith(MODEL):
+        return embedder_model(connection_type.removeprefix(MODEL))
     if connection_type == "sql":
         return SqlConfig
     if connection_type not in STORES:
@@ -111,6 +148,6 @@ def connection_model(connection_type: str) -> type[ConnectionConfig]:
     return config_model(connection_type)
 
 
-def _named(exc: VecrunError, name: str) -> VecrunError:
+def _named(exc: VecrunError, name: str, what: str = "connection") -> VecrunError:
     """The same error, saying which connection it was."""
-    return type(exc)(exc.summary, f"connection {name}: {exc.detail}", exc.hint)
+    return type(exc)(exc.summary, f"{what} {name}: {exc.detail}", exc.hint)

@@ -82,7 +82,7 @@ def plan(
         out.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(out, made.dumps())
         write_atomically(out.with_suffix(".md"), redact(markdown.plan(made)))
-    _show_plan(made, "json" if as_json else form)
+    show_plan(made, "json" if as_json else form)
     if out is not None and not as_json and form == "text":
         show(f"\nSaved to {out}. Apply exactly this with: vecrun apply {out}")
     if detailed_exitcode and (made.steps or made.drift):
@@ -97,7 +97,8 @@ def _show_holders(context: Context, made: Plan) -> None:
         click.echo(f"Note: {line}", err=True)
 
 
-def _show_plan(made: Plan, form: str) -> None:
+def show_plan(made: Plan, form: str) -> None:
+    """Print a plan."""
     from runner.report import markdown, text, to_json
 
     match form:
@@ -119,10 +120,10 @@ def show_(context: Context, what: str, form: str, as_json: bool) -> None:
     from runner import plan as plans
 
     made = plans.read(Path(what)) if Path(what).exists() else commands.status(context, what).plan
-    _show_plan(made, "json" if as_json else form)
+    show_plan(made, "json" if as_json else form)
 
 
-def _starting(command: Callable[..., Any]) -> Callable[..., Any]:
+def starting(command: Callable[..., Any]) -> Callable[..., Any]:
     """What commands that begin or go on with a run have."""
     command = click.option(
         "--wait", type=Seconds(), metavar="DURATION",
@@ -137,7 +138,7 @@ def _starting(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--dry-run", is_flag=True, help="Read and transform everything, write nothing.")
 @click.option("--sample", type=click.IntRange(1), help="With --dry-run: only about so many points of each collection.")
 @click.option("--unpin", is_flag=True, help="Apply again what was rolled back.")
-@_starting
+@starting
 @options
 def apply(
     context: Context, what: Path, auto_approve: bool, dry_run: bool, sample: int | None, unpin: bool, detach: bool,
@@ -153,27 +154,28 @@ def apply(
         raise click.UsageError("--sample belongs to --dry-run")
     if what.suffix == ".json":
         made = plans.read(what)
-        _run(context, made, as_json=as_json, dry_run=dry_run, sample=sample, detach=detach, wait=wait)
+        run_plan(context, made, as_json=as_json, dry_run=dry_run, sample=sample, detach=detach, wait=wait)
         return
     job = commands.load(context, what)
     if not dry_run and (row := commands.unfinished_of(context, job)):
         click.echo(f"Going on with run {row['run']} ({row['purpose']}, {row['status']}).", err=True)
-        _resume(context, job.name, as_json, operator=False, detach=detach, wait=wait)
+        resume_run(context, job.name, as_json, operator=False, detach=detach, wait=wait)
         return
     made = commands.plan(context, what, unpin=unpin)
     if not as_json:
-        _show_plan(made, "text")
+        show_plan(made, "text")
     if not made.steps:
         if as_json:
-            _show_plan(made, "json")
+            show_plan(made, "json")
         return
     commands.refuse_blocked(made)
     if not dry_run:
-        _approve(auto_approve, as_json)
-    _run(context, made, as_json=as_json, dry_run=dry_run, sample=sample, detach=detach, wait=wait)
+        approve(auto_approve, as_json)
+    run_plan(context, made, as_json=as_json, dry_run=dry_run, sample=sample, detach=detach, wait=wait)
 
 
-def _approve(auto: bool, as_json: bool) -> None:
+def approve(auto: bool, as_json: bool) -> None:
+    """Ask, unless it was said not to. VecrunError when nobody can answer or the answer is not yes."""
     if auto:
         return
     if as_json or not sys.stdin.isatty():
@@ -186,10 +188,11 @@ def _approve(auto: bool, as_json: bool) -> None:
         raise VecrunError("Not applied", "the answer was not yes")
 
 
-def _run(
+def run_plan(
     context: Context, made: Plan, *, as_json: bool, dry_run: bool = False, sample: int | None = None,
     detach: bool = False, wait: float | None = None,
 ) -> None:  # fmt: skip
+    """Carry out a plan, with its progress, and show how it ended."""
     from runner import commands
 
     _log_if_asked()
@@ -214,9 +217,11 @@ def _run(
     _show_outcome(done, as_json)
 
 
-def _resume(
-    context: Context, job: str, as_json: bool, *, operator: bool = True, detach: bool = False, wait: float | None = None
-) -> None:
+def resume_run(
+    context: Context, job: str, as_json: bool, *, operator: bool = True, detach: bool = False, wait: float | None = None,
+    retry_failed: bool = False,
+) -> None:  # fmt: skip
+    """Go on with a run, with its progress, and show how it ended."""
     from runner import commands
 
     _log_if_asked()
@@ -224,8 +229,9 @@ def _resume(
     with stoppable() as stop:
         try:
             done = commands.resume(
-                context, job, operator=operator, detach=detach, wait=wait, progress=display, stop=stop, say=say
-            )
+                context, job, operator=operator, detach=detach, wait=wait, retry_failed=retry_failed, progress=display,
+                stop=stop, say=say,
+            )  # fmt: skip
         finally:
             display.stop()
     _show_outcome(done, as_json)
@@ -246,15 +252,17 @@ def _show_outcome(done: Any, as_json: bool) -> None:
         click.echo(to_json("outcome", done))
     else:
         show(text.outcome(done))
+    if done.failed:
+        sys.exit(3)
 
 
 @cli.command()
 @click.argument("job")
-@_starting
+@starting
 @options
 def resume(context: Context, job: str, detach: bool, wait: float | None, as_json: bool) -> None:
     """Go on with the unfinished run of a job."""
-    _resume(context, job, as_json, detach=detach, wait=wait)
+    resume_run(context, job, as_json, detach=detach, wait=wait)
 
 
 @cli.command()
@@ -279,7 +287,7 @@ def verify(context: Context, job: str, mode: str | None, sample: int | None, as_
 @click.option("--auto-approve", is_flag=True, help="Do not ask.")
 @click.option("--dry-run", is_flag=True, help="Only show what it would do.")
 @click.option("--discard-new-points", is_flag=True, help="Also when points were written to the target since.")
-@_starting
+@starting
 @options
 def rollback(
     context: Context, job: str, auto_approve: bool, dry_run: bool, discard_new_points: bool, detach: bool,
@@ -290,13 +298,13 @@ def rollback(
 
     made = commands.plan_rollback(context, job, discard_new_points=discard_new_points)
     if not as_json or dry_run:
-        _show_plan(made, "json" if as_json else "text")
+        show_plan(made, "json" if as_json else "text")
     if dry_run:
         _show_holders(context, made)
         return
     commands.refuse_blocked(made)
-    _approve(auto_approve, as_json)
-    _run(context, made, as_json=as_json, detach=detach, wait=wait)
+    approve(auto_approve, as_json)
+    run_plan(context, made, as_json=as_json, detach=detach, wait=wait)
 
 
 @cli.command()

@@ -15,6 +15,8 @@ _VERBS = {
     "planning": ("plan", "plan_rollback"),
     "application": ("apply", "resume", "unfinished_of"),
     "execution": ("Outcome",),
+    "failed": ("Failures", "failures", "plan_retry"),
+    "models": ("Found", "ModelCheck", "model_check", "search"),
     "refusals": ("refuse_blocked",),
     "comparison": ("Verified", "drift", "foreign", "verify"),
     "history": ("RunStatus", "control", "left_behind", "logs", "runs", "status", "stopped"),

@@ -40,11 +40,11 @@ from runner.errors import (
     Transient,
     VecrunError,
 )
-from runner.executor import Run
+from runner.executor import Run, settle
 from runner.executor.catchup import release
 from runner.ledger import FINAL, UNLIMITED
 from runner.lock import machine, now
-from runner.plan import Plan, VerifyPoints, loads
+from runner.plan import CopyPoints, Plan, ReplaceVectors, VerifyPoints, loads
 from runner.spec import Job
 from runner.sweeper import Sweeper
 from runner.world import World
@@ -101,19 +101,23 @@ def apply(
 
 def resume(
     context: Context, job: str, *, operator: bool = True, detach: bool = False, wait: float | None = None,
-    progress: Progress | None = None, stop: threading.Event | None = None, say: Callable[[str], None] = nobody,
+    retry_failed: bool = False, progress: Progress | None = None, stop: threading.Event | None = None,
+    say: Callable[[str], None] = nobody,
 ) -> Outcome:  # fmt: skip
     """Go on with the unfinished run of a job, from its checkpoints. NotFound when there is none.
 
     `detach` leaves it to the workers and returns; `wait` as for `apply`. Without `operator` a run that waits at a hold
-    waits on.
+    waits on. `retry_failed`: items that could not be embedded are tried again.
     """
     with context.ledger() as ledger:
         name = job_of(context, ledger, job)
         row = ledger.unfinished(name)
         if row is None:
             raise NotFound("Nothing to resume", f"job {name} has no unfinished run", f"vecrun status {name}")
-        return _resume(context, ledger, row, progress, stop, say, detach=detach, wait=wait, operator=operator)
+        return _resume(
+            context, ledger, row, progress, stop, say, detach=detach, wait=wait, operator=operator,
+            retry_failed=retry_failed,
+        )  # fmt: skip
 
 
 def unfinished_of(context: Context, job: Job) -> dict[str, Any] | None:
@@ -134,6 +138,7 @@ def unfinished_of(context: Context, job: Job) -> dict[str, Any] | None:
 def _resume(
     context: Context, ledger: Sweeper, row: dict[str, Any], progress: Progress | None, stop: threading.Event | None,
     say: Callable[[str], None], *, detach: bool = False, wait: float | None = None, operator: bool = False,
+    retry_failed: bool = False,
 ) -> Outcome:  # fmt: skip
     plan = loads(row["plan"], f"run {row['run']}")
     refuse_unshared(context, plan, detach=detach)
@@ -151,6 +156,8 @@ def _resume(
         ledger.write_log(row["run"], "info", "resumed")
         if operator:
             release(ledger, held.lease, plan)
+        if retry_failed:
+            settle.ask(ledger, held.lease, plan)
         crash.point("run", "resumed")
         for number, step in enumerate(ledger.steps_of(row["run"])):
             if isinstance(plan.steps[number], VerifyPoints) and step["status"] == "failed":
@@ -239,15 +246,22 @@ def _dry_run(
     say: Callable[[str], None],
 ) -> Outcome:
     """Walk the whole plan over stores that discard writes, with a ledger in memory. Nothing is left behind."""
-    with context.ledger(reading=True) as kept:
+    began, name = time.monotonic(), f"dry-run-{uuid4().hex[:6]}"
+    embeds = any(isinstance(step, CopyPoints | ReplaceVectors) and step.transform.embed for step in plan.steps)
+    with (
+        context.ledger(reading=not embeds) as kept,  # vectors that are paid for are kept: apply does not ask again
+        Sweeper.temporary() as ledger,
+        World(context.settings, "dry", plan.inline) as world,
+    ):
         refuse_stale(context, kept, plan)
-    began = time.monotonic()
-    with Sweeper.temporary() as ledger, World(context.settings, "dry", plan.inline) as world:
-        lease = ledger.acquire(["dry-run"], "dry-run", UNLIMITED)
+        lease = ledger.acquire(["dry-run"], name, UNLIMITED)
         ledger.start_run(lease, plan, plan.dumps())
         run = Run(
-            "dry-run", plan, ledger, lease, world, context.states, context.settings.workspace.limits,
-            stop or threading.Event(), say, sample=sample, hands=context.settings.workspace.limits.workers,
+            name, plan, ledger, lease, world, context.states, context.settings.workspace.limits,
+            stop or threading.Event(), say, sample=sample, hands=context.settings.workspace.limits.workers, records=kept,
         )  # fmt: skip
-        Embedded(run, progress or no_progress).execute()
+        try:
+            Embedded(run, progress or no_progress).execute()
+        finally:
+            run.services.close()
         return outcome(run, time.monotonic() - began)

@@ -69,6 +69,7 @@ def verify(
                     run = Run(
                         "verify", one, private, lease, world, context.states, context.settings.workspace.limits,
                         stop or threading.Event(), copied=copied, hands=context.settings.workspace.limits.workers,
+                        records=ledger,
                     )  # fmt: skip
                     try:
                         Embedded(run, progress or no_progress).execute()
@@ -81,6 +82,8 @@ def verify(
                         ) from exc
                     except VerificationFailed as exc:
                         result = {"mode": step.mode, "differences": exc.detail.split("\n")}
+                    finally:
+                        run.services.close()
                 results.append({"from": str(step.source), "to": str(step.target)} | result)
         verified = Verified(name, not any(item["differences"] for item in results), tuple(results))
         text = "verified: equal" if verified.equal else "verified: source and target differ"

@@ -33,6 +33,7 @@ from runner.records import LedgerGone
 from runner.settings import duration_seconds
 from runner.state import Applied, State
 from runner.sweeper import Sweeper
+from runner.vectors import Used
 from runner.world import World
 
 
@@ -47,11 +48,14 @@ class Outcome:
     steps: tuple[dict[str, Any], ...]
     seconds: float
     dry: bool = False
+    used: Used = field(default_factory=Used)  # what embedding has cost
+    failed: int = 0  # items that were left out
 
     @property
     def points(self) -> int:
-        """Points copied."""
-        return sum(item["result"]["done"] for item in self.steps if item["type"] == "copy_points" and item["result"])
+        """Points copied, or looked at in place."""
+        moving = ("copy_points", "replace_vectors")
+        return sum(item["result"]["done"] for item in self.steps if item["type"] in moving and item["result"])
 
 
 @dataclass(frozen=True)
@@ -144,7 +148,7 @@ def execute(
             held.ended.append(exc)
         raise
     finally:
-        run.world.close()
+        run.close()
     held.ended.append(None)
     return outcome(run, time.monotonic() - began)
 
@@ -179,12 +183,15 @@ def _record(context: Context, run: Run) -> None:
     plan, ledger, lease = run.plan, run.ledger, run.lease
     state = context.states.load(plan.job)
     crash.point("state", "before")
-    new = _rolled_back(state, plan, run) if plan.purpose == "rollback" else _applied(state, plan, run)
-    context.states.save(new, ledger.guarded(lease))
+    if plan.purpose != "retry":  # which changes nothing of what is live, and is undone with the run it belongs to
+        new = _rolled_back(state, plan, run) if plan.purpose == "rollback" else _applied(state, plan, run)
+        context.states.save(new, ledger.guarded(lease))
     crash.point("state", "after")
-    if plan.of_run:
+    if plan.of_run and plan.purpose == "rollback":
         ledger.mark_run(plan.of_run, status="rolled_back", finished=now())
         crash.point("state", "marked")
+    if duration_seconds(context.settings.workspace.vectors.keep) == 0:
+        run.vectors.expire(datetime.now(UTC))
     ledger.write_log(lease.run, "info", "completed")
     ledger.set_run(lease, status="completed", finished=now(), error=None)
     crash.point("state", "recorded")
@@ -267,7 +274,11 @@ def outcome(run: Run, seconds: float) -> Outcome:
         {"type": step.type, "status": row["status"], "result": row["result"]}
         for step, row in zip(run.plan.steps, rows, strict=True)
     )
-    return Outcome(run.run, run.plan.job, run.plan.purpose, "completed", steps, seconds, run.dry)
+    of_run = run.plan.of_run if run.plan.purpose == "retry" else None
+    return Outcome(
+        run.run, run.plan.job, run.plan.purpose, "completed", steps, seconds, run.dry, run.vectors.used(run.run),
+        run.vectors.count_failed(of_run or run.run),
+    )  # fmt: skip
 
 
 def no_progress(_number: int, _step: Any, _parts: list[Partition]) -> None:

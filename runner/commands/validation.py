@@ -10,6 +10,7 @@ from typing import Any
 from runner.commands.context import Context, load
 from runner.errors import Diagnostic, InvalidFile, NotFound
 from runner.kinds import kind_module
+from runner.settings import MODEL
 from runner.spec import check_model
 from runner.world import connection_model
 
@@ -42,7 +43,9 @@ def validate(context: Context, paths: Iterable[Path]) -> Validation:
             try:
                 context.settings.connection(name)
             except NotFound as exc:
-                at = next((key for key, value in _strings(job.document.data) if value == name), ("spec",))
+                at = next(
+                    (key for key, value in _strings(job.document.data) if value == name.removeprefix(MODEL)), ("spec",)
+                )
                 problems.append(job.document.diagnostic(at, exc.detail, exc.hint))
         for role, raw in inline.items():
             try:

@@ -40,14 +40,14 @@ def inspect(database: Database, chunks: ChunkTable) -> int:
     table = database.table(chunks.table)
     for name in (chunks.id_column, chunks.vector_id_column, chunks.collection_column):
         if name is not None:
-            _column(table, name)
+            column_of(table, name)
     with database.transaction() as connection:
         return int(connection.execute(sa.select(sa.func.count()).select_from(table)).scalar_one())
 
 
 def holds(database: Database, chunks: ChunkTable, kind: IdKind) -> str:
     """Empty if the vector id column can hold ids of this kind, else why not."""
-    column = _column(database.table(chunks.table), chunks.vector_id_column)
+    column = column_of(database.table(chunks.table), chunks.vector_id_column)
     place = f"{chunks.table}.{chunks.vector_id_column} is {column.type}; the new ids are {kind}"
     if isinstance(column.type, sa.Integer) and kind is not IdKind.INT:
         return f"{place}. Widen the column to text first"
@@ -61,10 +61,10 @@ def holds(database: Database, chunks: ChunkTable, kind: IdKind) -> str:
     return ""
 
 
-def undo_name(database: Database, chunks: ChunkTable, key: str) -> str:
-    """A name for the undo table of the run that `key` stands for, which no table has: rewrite() takes a table of that
-    name as the mark that it was done, and one from a forgotten run must not be that mark."""
-    schema = database.table(chunks.table).schema
+def free_name(database: Database, table: str, key: str) -> str:
+    """A name for the undo table of what `key` stands for, which no table beside `table` has: one that is there already
+    is the mark of something that was done, and one from a forgotten run must not be that mark."""
+    schema = database.table(table).schema
     with database.transaction() as connection:
         taken = set(sa.inspect(connection).get_table_names(schema=schema))
     while True:
@@ -87,14 +87,14 @@ def rewrite(
     `late`: it was done before; rows that came since are changed as well, and the undo table gets them, too.
     """
     table = database.table(chunks.table)
-    key, vector_id = _column(table, chunks.id_column), _column(table, chunks.vector_id_column)
+    key, vector_id = column_of(table, chunks.id_column), column_of(table, chunks.vector_id_column)
     undo = _undo_table(undo_table, table, key, vector_id)
     pairs = sa.Table(
         f"{undo_table}_map", sa.MetaData(),
         sa.Column("old_id", _plain(vector_id), primary_key=True), sa.Column("new_id", _plain(vector_id)),
         schema=table.schema,
     )  # fmt: skip
-    convert = _converter(vector_id)
+    convert = converter(vector_id)
     with database.transaction() as connection:
         done = sa.inspect(connection).has_table(undo_table, schema=table.schema)
         if done and not late:
@@ -109,7 +109,7 @@ def rewrite(
                     connection.execute(pairs.insert(), held)
             chosen = sa.select(key, vector_id, pairs.c.new_id).join_from(table, pairs, vector_id == pairs.c.old_id)
             if chunks.collection_column is not None:
-                chosen = chosen.where(_column(table, chunks.collection_column) == collection)
+                chosen = chosen.where(column_of(table, chunks.collection_column) == collection)
             if late:
                 chosen = chosen.where(key.not_in(sa.select(undo.c.row_id)))
             connection.execute(undo.insert().from_select(list(UNDO_COLUMNS), chosen))
@@ -126,7 +126,7 @@ def rewrite(
 def restore(database: Database, chunks: ChunkTable, undo_table: str) -> Restored:
     """Put the old ids back and remove the undo table. Nothing happens when it is not there: done before."""
     table = database.table(chunks.table)
-    key, vector_id = _column(table, chunks.id_column), _column(table, chunks.vector_id_column)
+    key, vector_id = column_of(table, chunks.id_column), column_of(table, chunks.vector_id_column)
     undo = _undo_table(undo_table, table, key, vector_id)
     with database.transaction() as connection:
         if not sa.inspect(connection).has_table(undo_table, schema=table.schema):
@@ -163,7 +163,8 @@ def forget(database: Database, chunks: ChunkTable, undo_table: str) -> None:
         sa.Table(undo_table, sa.MetaData(), schema=schema).drop(connection, checkfirst=True)
 
 
-def _column(table: sa.Table, name: str) -> sa.Column[Any]:
+def column_of(table: sa.Table, name: str) -> sa.Column[Any]:
+    """A column of a reflected table. NotFound names those there are."""
     if name not in table.c:
         raise NotFound("No such column", f"{table.fullname}.{name}", suggest(name, [column.name for column in table.c]))
     return table.c[name]
@@ -187,7 +188,7 @@ def _holds_ids(column: sa.Column[Any]) -> bool:
     return isinstance(column.type, (sa.Integer, sa.Uuid, sa.String, sa.types.NullType))
 
 
-def _converter(column: sa.Column[Any]) -> Callable[[PointId], Any]:
+def converter(column: sa.Column[Any]) -> Callable[[PointId], Any]:
     """From an id to what the column holds; None for an old id the column can never hold."""
 
     def convert(point_id: PointId) -> Any:

@@ -12,12 +12,15 @@ from typing import Any
 
 from runner import crash
 from runner.documents import chunks as chunk_tables
-from runner.errors import Permanent
-from runner.executor import catchup, copy, verify
-from runner.executor.flow import retried
-from runner.lock import Keeper, Lease
+from runner.errors import Interrupted, Permanent
+from runner.executor import catchup, copy, quality, replace, settle, verify
+from runner.executor.embedding import Services
+from runner.executor.flow import Stopped, retried
+from runner.ledger import Ledger
+from runner.lock import Keeper, Lease, now
 from runner.plan import (
     CatchUp,
+    CheckQuality,
     ClearCollection,
     CopyPoints,
     CreateCollection,
@@ -26,9 +29,13 @@ from runner.plan import (
     Hold,
     Place,
     Plan,
+    ReplaceVectors,
     RestoreIds,
+    RestoreVectors,
     RewriteIds,
+    SetModel,
     SetServing,
+    SettleFailures,
     SwitchAlias,
     VerifyPoints,
 )
@@ -38,6 +45,7 @@ from runner.spec import digest
 from runner.state import Serving, States
 from runner.store import Store
 from runner.sweeper import Sweeper
+from runner.vectors import Vectors
 from runner.world import World
 
 #: Seconds of work after which a partition checkpoints and puts itself back in the queue.
@@ -64,6 +72,16 @@ class Run:
     )
     worker: str = ""  # the process that works on partitions, as the ledger names it
     hands: int = 1  # partitions that can be worked on at once, by all processes together
+    records: Ledger | None = None  # where vectors are kept, if that is another ledger than the run's
+
+    def __post_init__(self) -> None:
+        self.vectors = Vectors(self.records or self.ledger)
+        self.services = Services(self.run, self.world, self.vectors, self.limits)
+
+    def close(self) -> None:
+        """Wait for requests that are under way, and close stores and models."""
+        self.services.close()
+        self.world.close()
 
     @property
     def dry(self) -> bool:
@@ -75,26 +93,34 @@ class NotOurs(Permanent):
     """A step found its work done by somebody else. It did nothing, so a rollback must not undo it."""
 
 
+#: Steps that are worked on in partitions.
+Partitioned = CopyPoints | VerifyPoints | CatchUp | ReplaceVectors | RestoreVectors
+
+
 def is_partitioned(step: Any) -> bool:
     """Whether a step is worked on in partitions."""
-    return isinstance(step, CopyPoints | VerifyPoints | CatchUp)
+    return isinstance(step, Partitioned)
 
 
 def cut(run: Run, number: int) -> None:
     """Store the partition table of a step, once, before its first write."""
     step = run.plan.steps[number]
-    assert isinstance(step, CopyPoints | VerifyPoints | CatchUp)
+    assert isinstance(step, Partitioned)
     source = run.world.store(step.source.connection)
-    if run.dry and not isinstance(step, CopyPoints):
+    if run.dry and not (isinstance(step, CopyPoints) or _looks_first(step)):
         ranges = []  # there is nothing to compare with
     elif catchup.in_passes(step):
         ranges = catchup.ranges(run, number, step)
+    elif isinstance(step, ReplaceVectors | RestoreVectors):
+        ranges = replace.ranges(run, step)
     elif isinstance(step, CopyPoints):
         ranges = copy.ranges(step, source, run.hands, run.sample)
     else:
         assert isinstance(step, VerifyPoints)
         ranges = verify.ranges(step, source, run.hands)
     claim = catchup.first_claim(run, number, step) if catchup.in_passes(step) and not run.dry else 0
+    if isinstance(step, ReplaceVectors):
+        claim = replace.first_claim(run, number)
     run.ledger.cut(run.lease, number, ranges, fingerprint(ranges), claim=claim)
     crash.point(step.type, "cut")
 
@@ -107,11 +133,15 @@ def fingerprint(ranges: list[KeyRange]) -> str:
 def work(run: Run, number: int, part: int) -> bool:
     """Work on one partition for at most SLICE_SECONDS. True when it is done or set aside, False to be called again."""
     step = run.plan.steps[number]
-    assert isinstance(step, CopyPoints | VerifyPoints | CatchUp)
+    assert isinstance(step, Partitioned)
     for place in (step.source, step.target):  # before anything is claimed: a store may just be restarting
         retried(lambda name=place.connection: run.world.store(name), run.limits, run.stop)  # type: ignore[misc]
     if isinstance(step, CopyPoints):
         return copy.work(run, number, step, part, SLICE_SECONDS)
+    if isinstance(step, ReplaceVectors):
+        return replace.work(run, number, step, part, SLICE_SECONDS)
+    if isinstance(step, RestoreVectors):
+        return replace.restore(run, number, step, part, SLICE_SECONDS)
     if catchup.in_passes(step):
         return catchup.work(run, number, step, part, SLICE_SECONDS)
     assert isinstance(step, VerifyPoints)
@@ -124,6 +154,8 @@ def finish(run: Run, number: int) -> dict[str, Any]:
     parts = run.ledger.partitions_of(run.run, number)
     if catchup.in_passes(step) and not run.dry:
         return catchup.finish(run, number, step, parts)
+    if isinstance(step, ReplaceVectors):
+        return replace.finish(run, number, step, parts)
     result: dict[str, Any] = {
         key: sum(getattr(part, key) for part in parts) for key in ("read", "done", "batches", "retries")
     }
@@ -135,11 +167,23 @@ def finish(run: Run, number: int) -> dict[str, Any]:
 
 def again(run: Run, number: int, result: dict[str, Any]) -> bool:
     """Whether a step that went through its partitions has to go through them once more, beginning with `result`."""
+    step = run.plan.steps[number]
+    if isinstance(step, ReplaceVectors):
+        return replace.again(run, number, step, result)
     return not run.dry and catchup.again(run, number, result)
 
 
 def do(run: Run, number: int) -> dict[str, Any]:
     """Carry out a step that is not partitioned."""
+    try:
+        return _do(run, number)
+    except Stopped:
+        raise Interrupted(
+            "Interrupted", f"run {run.run}: what was done so far is kept", f"Go on with: vecrun resume {run.plan.job}"
+        ) from None
+
+
+def _do(run: Run, number: int) -> dict[str, Any]:
     step = run.plan.steps[number]
     match step:
         case CreateCollection():
@@ -162,6 +206,8 @@ def do(run: Run, number: int) -> dict[str, Any]:
             if not run.dry and not step.copy_of_source:
                 _refuse_more_points(run, step, store)
             store.drop(step.target.collection)
+            if not run.dry:
+                run.vectors.forget_place(str(step.target))
             return {}
         case ClearCollection():
             return {"deleted": copy.clear(run, step)}
@@ -188,8 +234,35 @@ def do(run: Run, number: int) -> dict[str, Any]:
             if done.changed_since:
                 run.say(f"{done.changed_since:,} rows of {step.chunks.table} were changed since and were left alone")
             return {"rows": done.rows, "changed_since": done.changed_since}
+        case SettleFailures():
+            return settle.settle(run, number, step)
+        case CheckQuality():
+            return quality.check(run, step)
+        case SetModel():
+            return _set_model(run, step)
         case _:
             raise AssertionError(f"no handler for {step.type}")
+
+
+def _looks_first(step: Any) -> bool:
+    return isinstance(step, ReplaceVectors) and step.phase == "before"
+
+
+def _set_model(run: Run, step: SetModel) -> dict[str, Any]:
+    if run.dry:
+        return {"rows": 0}
+    from runner.documents import model
+
+    pages = run.vectors.marked(str(step.target), step.embed.vector, step.embed.identity.key)
+    rows, info = step.rows, step.info
+    done = None
+    if rows is not None:
+        same = info is not None and info.connection == rows.connection
+        one = step if same else step.model_copy(update={"info": None})
+        done = model.set_model(run.world.database(rows.connection), one, pages, now())
+    if info is not None and (rows is None or rows.connection != info.connection):
+        model.set_model(run.world.database(info.connection), step.model_copy(update={"rows": None}), (), now())
+    return {"phase": step.phase, "rows": done.rows if done is not None else 0}
 
 
 def _refuse_more_points(run: Run, step: DropCollection, store: Store) -> None:
@@ -221,9 +294,14 @@ def _set_serving(run: Run, step: SetServing) -> dict[str, Any]:
     def change(serving: Serving) -> Serving:
         _refuse_moved(run, step, f"serving pointer {step.name}", serving.pointers.get(step.name))
         pointers = {key: value for key, value in serving.pointers.items() if key != step.name}
+        models = dict(serving.models)
         if step.after is not None:
             pointers[step.name] = step.after
-        return serving.model_copy(update={"pointers": pointers})
+        if step.model_after is not None or step.after is None:
+            models.pop(step.name, None)
+        if step.model_after and step.after is not None:
+            models[step.name] = step.model_after
+        return serving.model_copy(update={"pointers": pointers, "models": models})
 
     run.states.change_serving(change, run.ledger.guarded(run.lease))
     return {}

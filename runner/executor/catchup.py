@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from runner.documents import chunks as chunk_tables
 from runner.errors import Interrupted, ItemsFailed
 from runner.executor import slices, verify, versions
-from runner.executor.flow import Reader
+from runner.executor.flow import Reader, plain
 from runner.executor.legs import Leg, Pairs
 from runner.executor.slices import Task
 from runner.ledger import Ledger, Partition
@@ -63,12 +63,12 @@ def work(run: Run, number: int, step: CatchUp | VerifyPoints, part: int, seconds
     def task_of(partition: Partition, _parts: int) -> Task:
         leg = Leg(run, step, state, dict(partition.notes or {}))
         if state["leg"] == "deletions":
-            place, transform, act = step.target, Transform(), leg.delete
+            place, prepare, act = step.target, plain(Transform()), leg.delete
         else:
-            place, transform = step.source, step.transform
+            place, prepare = step.source, leg.prepare
             act = leg.prove if isinstance(step, VerifyPoints) else leg.repair if step.phase == "before" else leg.merge
         reader = Reader(
-            run.world.store(place.connection), place, partition, transform, verify.READ_POINTS, lambda _batch: None
+            run.world.store(place.connection), place, partition, prepare, verify.READ_POINTS, lambda _batch: None
         )
         return Task(step.type, step.source.collection, reader, act)
 
@@ -97,7 +97,8 @@ def finish(run: Run, number: int, step: CatchUp | VerifyPoints, parts: list[Part
         held = store.count(step.target.collection)
         if not after:
             _refuse_differences(run, number, step, held, read, done)
-        if step.live.field is not None if after else held > read:
+        in_place = step.source == step.target
+        if not in_place and (step.live.field is not None if after else held > read):
             return state | {"leg": "deletions", "more": True}
     else:
         state["pending"] += read - done
@@ -218,7 +219,7 @@ def _refuse_differences(run: Run, number: int, step: CatchUp | VerifyPoints, hel
     if isinstance(step, VerifyPoints) and done != read:
         found.append(f"{read - done:,} of {read:,} compared points differ, and still do when they are copied again:")
         found += [f"  {point_id!r}: {what}" for point_id, what in run.ledger.findings_of(run.run, number)[:20]]
-    elif held < read:
+    elif held < read and step.source != step.target:
         found.append(f"{step.target} holds {held:,} points, {read:,} were brought there from {step.source}")
     if found and isinstance(step, CatchUp):
         run.ledger.restart_step(run.lease, number)  # a resume looks at everything again

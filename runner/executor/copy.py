@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from runner import crash
-from runner.executor import slices
+from runner.executor import slices, texts
 from runner.executor.flow import Moved, Pace, Reader, checker, retried
 from runner.executor.slices import Done, Task
 from runner.ledger import Partition
@@ -28,6 +28,7 @@ def work(run: Run, number: int, step: CopyPoints, part: int, seconds: float) -> 
     """Copy one slice of one partition. True when it is done or set aside."""
     source, target = run.world.store(step.source.connection), run.world.store(step.target.connection)
     pace = Pace(min(step.batch_size, target.capabilities().max_batch))
+    embed = step.transform.embed
 
     def write(item: Moved) -> Done:
         crash.point(step.type, "before_write")
@@ -35,12 +36,14 @@ def work(run: Run, number: int, step: CopyPoints, part: int, seconds: float) -> 
             pace.write(item.batch, lambda batch: target.upsert(step.target.collection, batch), run.limits, run.stop)
         crash.point(step.type, "after_write")
         retries, pace.retries = pace.retries, 0
-        return Done(len(item.batch), mapped=item.mapped, retries=retries)
+        record = texts.recorded(run, embed, step.target, texts.of_points(item), item.failed)
+        return Done(len(item.batch), mapped=item.mapped, retries=retries, record=record)
 
     def task_of(partition: Partition, parts: int) -> Task:
         limit = math.ceil(run.sample / parts) if run.sample is not None else None
         check = checker(target, step.target_schema, step.accept)
-        reader = Reader(source, step.source, partition, step.transform, step.batch_size, check, limit)
+        prepare = texts.prepare(run, step.transform, count=True)
+        reader = Reader(source, step.source, partition, prepare, step.batch_size, check, limit)
         return Task(step.type, step.source.collection, reader, write)
 
     return slices.work(run, number, part, seconds, task_of)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ from runner.points import CollectionSchema, PointBatch, PointId
 from runner.settings import Limits
 from runner.store import Store
 from runner.transform import Transform
+from runner.vectors import Failure
 
 Result = TypeVar("Result")
 
@@ -29,14 +30,35 @@ Result = TypeVar("Result")
 MAX_DELAY = 30.0
 
 
+class Stopped(Exception):
+    """What was prepared is no longer wanted: the run stops, or its slice is over."""
+
+
 @dataclass(frozen=True)
-class Moved:
-    """A transformed batch, with what is needed to checkpoint it."""
+class Prepared:
+    """A batch as the target is to hold it. `texts`: what each vector was made from, for a transform that embeds."""
 
     batch: PointBatch
-    last: PointId  # last source id read: the cursor once the batch is durable
-    read: int  # source points, those left out by a filter included
     mapped: list[tuple[PointId, PointId]]
+    texts: list[str] | None = None
+    failed: Sequence[Failure] = ()
+
+
+#: From source points to what the target is to hold. The event is set when nobody wants it any more: Stopped.
+Prepare = Callable[[PointBatch, threading.Event], Prepared]
+
+
+def plain(transform: Transform) -> Prepare:
+    """A transform that needs nothing but the points."""
+    return lambda batch, _stop: Prepared(*transform.apply(batch))
+
+
+@dataclass(frozen=True)
+class Moved(Prepared):
+    """A prepared batch, with what is needed to checkpoint it."""
+
+    last: PointId = 0  # last source id read: the cursor once the batch is durable
+    read: int = 0  # source points, those left out by a filter included
 
 
 def retried(
@@ -66,7 +88,7 @@ class Reader:
     source: Store
     place: Place
     partition: Partition
-    transform: Transform
+    prepare: Prepare
     batch_size: int
     check: Callable[[PointBatch], None]
     limit: int | None = None  # at most so many source points in all
@@ -82,13 +104,15 @@ class Reader:
                     if self.limit is not None and read >= self.limit:
                         return
                     if len(batch):
-                        changed, mapped = self.transform.apply(batch)
-                        self.check(changed)  # it may ask the target: when that fails, this batch is read again
+                        made = self.prepare(batch, stop)
+                        self.check(made.batch)  # it may ask the target: when that fails, this batch is read again
                         last, read, failures = batch.ids[-1], read + len(batch), 0
                         crash.point("read", "after_read")
-                        yield Moved(changed, last, len(batch), mapped)
+                        yield Moved(made.batch, made.mapped, made.texts, made.failed, last, len(batch))
                     if stop.is_set():
                         return
+                return
+            except Stopped:
                 return
             except Transient:
                 failures += 1

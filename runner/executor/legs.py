@@ -6,17 +6,18 @@ applications do, and a pass touches only what it knows to be older than what the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from runner import crash
 from runner.errors import Permanent
-from runner.executor import verify, versions
+from runner.executor import replace, texts, verify, versions
 from runner.executor.flow import Moved, Pace, checker, retried
 from runner.executor.slices import Done
 from runner.plan import CatchUp, VerifyPoints
 from runner.points import IdKind, Payloads, PointBatch, PointId, canonical_uuid
 from runner.transform import IdMode
+from runner.vectors import Failure
 
 if TYPE_CHECKING:
     from runner.executor import Run
@@ -41,6 +42,10 @@ class Leg:
         self.id_kind, self.caps = schema.id_kind, self.target.capabilities()
         self.check = checker(self.target, step.target_schema, step.live.accept)
         self.pace = Pace(min(verify.READ_POINTS, self.caps.max_batch))
+        self.embed = step.transform.embed
+        self.prepare = texts.prepare(run, step.transform)
+        self._made: dict[PointId, str] = {}  # what the vectors that were written since the last batch were made from
+        self._failed: list[Failure] = []
 
     # before the cutover: only this run writes to the target ------------------------------------------------------
 
@@ -50,7 +55,9 @@ class Leg:
         looked = _above(item.batch, found, self.state["skip"])
         wrong = self._compare(looked)
         if wrong:
-            self._write(looked.take([row for row, point_id in enumerate(looked.ids) if point_id in wrong]))
+            rows = [row for row, point_id in enumerate(looked.ids) if point_id in wrong]
+            self._write(looked.take(rows), texts.of_points(item))
+        self._failed += item.failed
         fresh = self._unrecorded(_pairs(item, looked))
         self._note({}, found)
         return self._done(len(item.batch) - len(wrong), len(item.batch), mapped=fresh)
@@ -61,10 +68,11 @@ class Leg:
         found = versions.column(item.batch, self.live.field)
         wrong, gone, still = self._compare(item.batch), 0, dict[PointId, str]()
         again, written = item.batch, Pairs()
+        self._failed += item.failed
         if wrong:
-            again, written = self._read_again(item, list(wrong))
-            self._write(again)
-            still = self._compare(again)
+            again, written, made = self._read_again(item, list(wrong))
+            moved = self._write(again, made)
+            still = {point_id: what for point_id, what in self._compare(again).items() if point_id not in moved}
             gone = len(wrong) - len(again)  # deleted in the source meanwhile: the other leg's
         recent = _pairs(item, _above(item.batch, found, self.state["threshold"]), kept=True)
         absent = set(wrong) - set(again.ids) if wrong else set()
@@ -81,7 +89,8 @@ class Leg:
         looked = _above(item.batch, found, self.state["threshold"])
         wrong = self._compare(looked)
         unknown = {old for old, _new in self._unrecorded(_pairs(item, looked, kept=True))}
-        again, pairs = self._read_again(item, list(wrong))
+        again, pairs, made = self._read_again(item, list(wrong))
+        self._failed += item.failed
         old_ids = {new: old for old, new in pairs}
         held = self._fetch(again.ids)
         theirs = dict(zip(held.ids, versions.column(held, self.live.field), strict=True))
@@ -104,7 +113,7 @@ class Leg:
         if replaced := [pair for pair in replaced if pair[0] in unknown]:
             self.run.ledger.remember(self.run.lease, self.step.source.collection, replaced)
             unknown -= {old for old, _new in replaced}
-        self._write(chosen)
+        self._write(chosen, made)
         # added is what stands there and is not recorded: a crash may have come between the write and the checkpoint
         absent = {point_id for point_id in again.ids if point_id not in theirs} - set(chosen.ids)
         gone = set(wrong) - set(again.ids)
@@ -208,21 +217,31 @@ class Leg:
             return {}
         return verify.differences(self.step.target_schema, self.caps, batch, self._fetch(batch.ids))
 
-    def _read_again(self, item: Moved, ids: Sequence[PointId]) -> tuple[PointBatch, Pairs]:
-        """These points of a batch, as the source holds them now, and what their ids came from."""
+    def _read_again(self, item: Moved, ids: Sequence[PointId]) -> tuple[PointBatch, Pairs, dict[PointId, str]]:
+        """These points of a batch, as the source holds them now, what their ids came from, and what was embedded."""
         if not ids:
-            return NOTHING, []
+            return NOTHING, [], {}
         old_ids = {new: old for old, new in item.mapped}
-        return self.step.transform.apply(self._fetch_source([old_ids.get(one, one) for one in ids]))
+        made = self.prepare(self._fetch_source([old_ids.get(one, one) for one in ids]), self.run.stop)
+        self._failed += made.failed
+        return made.batch, made.mapped, texts.of_points(made)
 
-    def _write(self, batch: PointBatch) -> None:
+    def _write(self, batch: PointBatch, made: Mapping[PointId, str]) -> set[PointId]:
+        """Write points; `made` is what their vectors were made from, where the transform embeds. Returns those that
+        were left to the next pass, because somebody wrote them just now."""
         if not len(batch):
-            return
+            return set()
         self.check(batch)
         crash.point(self.step.type, "before_write")
+        if isinstance(self.step, VerifyPoints) and self.step.saved is not None:
+            left = replace.write(self.run, self.step.target, self.step.saved, self.step.transform, batch, self.pace)
+            self._made |= {one: made[one] for one in batch.ids if one not in left}
+            return left
+        self._made |= {one: made[one] for one in batch.ids if one in made}
         upsert: Callable[[PointBatch], None] = lambda part: self.target.upsert(self.step.target.collection, part)  # noqa: E731
         self.pace.write(batch, upsert, self.run.limits, self.run.stop)
         crash.point(self.step.type, "after_write")
+        return set()
 
     # what is kept --------------------------------------------------------------------------------------------------------
 
@@ -240,7 +259,9 @@ class Leg:
 
     def _done(self, points: int, compared: int, **more: Any) -> Done:
         retries, self.pace.retries = self.pace.retries, 0
-        return Done(points, compared=compared, retries=retries, notes=dict(self.notes), **more)
+        record = texts.recorded(self.run, self.embed, self.step.target, self._made, self._failed)
+        self._made, self._failed = {}, []
+        return Done(points, compared=compared, retries=retries, notes=dict(self.notes), record=record, **more)
 
 
 def _above(batch: PointBatch, found: Sequence[versions.Version | None], marks: versions.Marks) -> PointBatch:

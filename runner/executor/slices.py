@@ -11,9 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import sqlalchemy as sa
+
 from runner import crash
 from runner.errors import LeaseLost, Transient, VecrunError
-from runner.executor.flow import Moved, Reader, read_ahead
+from runner.executor.flow import Moved, Reader, Stopped, read_ahead
 from runner.ledger import Partition
 from runner.plan import Place
 from runner.points import KeyRange, PointId
@@ -51,6 +53,7 @@ class Done:
     found: Sequence[tuple[PointId, str]] = ()
     retries: int = 0  # tries after transient errors
     notes: dict[str, Any] | None = None  # what the step keeps of the partition so far, if it keeps anything
+    record: Callable[[sa.Connection], None] | None = None  # what else belongs into the checkpoint's transaction
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,7 @@ def _work(run: Run, number: int, partition: Partition, seconds: float, task: Tas
     now = partition
     mapped: list[tuple[PointId, PointId]] = []
     found: list[tuple[PointId, str]] = []
+    records: list[Callable[[sa.Connection], None]] = []
     last, whole = time.monotonic(), True
 
     def checkpoint(status: str) -> None:
@@ -104,11 +108,12 @@ def _work(run: Run, number: int, partition: Partition, seconds: float, task: Tas
         crash.point(task.step, "before_checkpoint")
         go_on = run.ledger.checkpoint(
             run.lease, number, replace(now, status=status), mapped=mapped, collection=task.collection,
-            found=found[:MAX_FINDINGS],
+            found=found[:MAX_FINDINGS], records=records,
         )  # fmt: skip
         crash.point(task.step, "after_checkpoint")
         mapped.clear()
         found.clear()
+        records.clear()
         last = time.monotonic()
         if not go_on:
             run.stop.set()
@@ -126,8 +131,12 @@ def _work(run: Run, number: int, partition: Partition, seconds: float, task: Tas
             )  # fmt: skip
             mapped += result.mapped
             found += result.found
+            if result.record is not None:
+                records.append(result.record)
             if time.monotonic() - last > CHECKPOINT_SECONDS:
                 checkpoint("running")
+    except Stopped:
+        whole = False
     except (LeaseLost, LedgerGone):
         raise
     except VecrunError as exc:  # what was done before the error is durable

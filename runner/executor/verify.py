@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from runner.errors import VerificationFailed
-from runner.executor import slices
+from runner.executor import slices, texts
 from runner.executor.flow import Moved, Reader, retried
 from runner.executor.slices import Done, Task
 from runner.ledger import Partition
@@ -64,7 +64,8 @@ def work(run: Run, number: int, step: VerifyPoints, part: int, seconds: float) -
 
     def task_of(partition: Partition, parts: int) -> Task:
         limit = math.ceil(step.sample / parts) if step.mode == "sample" else None
-        reader = Reader(source, step.source, partition, step.transform, READ_POINTS, lambda _batch: None, limit)
+        prepare = texts.prepare(run, step.transform)
+        reader = Reader(source, step.source, partition, prepare, READ_POINTS, lambda _batch: None, limit)
         return Task(step.type, step.source.collection, reader, compare)
 
     return slices.work(run, number, part, seconds, task_of)
@@ -86,8 +87,8 @@ def conclude(run: Run, number: int, step: VerifyPoints, read: int, equal: int) -
     target = run.world.store(step.target.connection).count(step.target.collection)
     if step.mode == "full":
         expected = read
-    elif step.transform.where:
-        # how many points of the source match is known from the copy, or by reading them all
+    elif step.transform.where or (step.transform.embed is not None and step.source != step.target):
+        # how many points match, or could be embedded, is known from the copy, or by reading them all
         copied = run.copied or copied_by(run.plan, run.ledger.steps_of(run.run))
         expected = copied.get(step.target, target)
     else:

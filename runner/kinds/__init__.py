@@ -14,6 +14,7 @@ from runner.world import World
 
 #: kind -> "module:SpecModel"; the module also has `plan_steps`.
 KINDS: dict[str, str] = {
+    "Reembedding": "runner.kinds.reembedding:ReembeddingSpec",
     "VectorMigration": "runner.kinds.vector_migration:VectorMigrationSpec",
 }
 
@@ -37,6 +38,9 @@ class Kind(Protocol):
 
     def plan_steps(self, job: str, spec: SpecModel, world: World, state: State) -> Draft:
         """Look at the live stores through `world` (read-only) and say what has to be done from nothing."""
+
+    def recurring(self, spec: SpecModel) -> bool:
+        """Whether an applied job whose spec is unchanged may have something to do again."""
 
 
 def spec_models() -> dict[str, Callable[[], type[SpecModel]]]:

@@ -8,7 +8,7 @@ from runner.report import phrases
 
 def plan(value: Plan) -> str:
     """Summary first, then per collection what changes, the steps, the findings, the way back."""
-    what = f"Rollback of run `{value.of_run}`" if value.purpose == "rollback" else value.kind
+    what = f"{value.purpose.capitalize()} of run `{value.of_run}`" if value.of_run else value.kind
     lines = [f"## vecrun plan: `{value.job}`", "", f"**{phrases.summary(value)}**", ""]
     if value.description:
         lines += [value.description, ""]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from runner.plan import (
     CatchUp,
+    CheckQuality,
     ClearCollection,
     CopyPoints,
     CreateCollection,
@@ -13,9 +14,13 @@ from runner.plan import (
     Hold,
     Notice,
     Plan,
+    ReplaceVectors,
     RestoreIds,
+    RestoreVectors,
     RewriteIds,
+    SetModel,
     SetServing,
+    SettleFailures,
     Step,
     SwitchAlias,
     VerifyPoints,
@@ -53,6 +58,9 @@ def step_line(step: Step) -> str:
         case CreateCollection():
             vectors = ", ".join(f"{item.dimension} × {item.datatype}, {item.distance}" for item in step.schema_.vectors)
             return f"create collection {step.target} ({vectors or 'no dense vector'})"
+        case CopyPoints() if step.transform.embed is not None:
+            model = step.transform.embed.model
+            return f"embed the texts of {number(step.points)} points of {step.source} with {model}, into {step.target}"
         case CopyPoints():
             some = "up to " if step.transform.where else ""
             return f"copy {some}{number(step.points)} points from {step.source} to {step.target}"
@@ -67,6 +75,8 @@ def step_line(step: Step) -> str:
                     f"verify {what} of {step.target} against {step.source}; what moved meanwhile is copied and compared again, "
                     f"until a pass meets at most {number(step.live.bound)} such points; stop here if one still differs"
                 )
+            if step.saved is not None:
+                return f"verify {what} of {step.target} against its text; stop here if anything differs"
             return f"verify {what} of {step.target} against {step.source}; stop here if anything differs"
         case CatchUp(phase="before"):
             until = f"at most {number(step.live.bound)} points" if step.live.bound else "nothing"
@@ -98,6 +108,10 @@ def step_line(step: Step) -> str:
         case SetServing():
             if step.after is None:
                 return f"clear serving pointer {step.name} (it is {step.before})"
+            if step.model_after is not None:
+                query = f"queries are embedded with {step.model_after}" if step.model_after else "no model is named"
+                before = f"{step.before or 'not set'}{f', {step.model_before}' if step.model_before else ''}"
+                return f"set serving pointer {step.name} to {step.after}; {query} (before: {before})"
             return f"set serving pointer {step.name} to {step.after} (before: {step.before or 'not set'})"
         case ClearCollection():
             held = f", {number(step.points)} points" if step.points is not None else ""
@@ -105,7 +119,63 @@ def step_line(step: Step) -> str:
         case DropCollection():
             held = f" with {number(step.points)} points" if step.points is not None else ""
             return f"drop collection {step.target}{held} ({step.why})"
+        case ReplaceVectors(phase="after"):
+            return f"replace the vectors of what was written to {step.target} up to the switch, in passes until nothing is found"
+        case ReplaceVectors():
+            which = (
+                "of changed texts and other models" if step.choose == "stale" else f"of {number(step.points)} points"
+            )
+            embed = step.transform.embed
+            assert embed is not None
+            return f"replace the vectors {which} in {step.target} with those of {embed.model}; old points go to {step.saved} first"
+        case RestoreVectors():
+            return f"put the old vectors of {step.saved} back into {step.target}, where the points still exist"
+        case SettleFailures():
+            if step.of_run is not None:
+                return f"try the failed items of run {step.of_run} again, into {step.target}"
+            return f"stop here if more than {number(step.allow)} texts could not be embedded; failed ones are listed"
+        case CheckQuality(phase="before"):
+            return f"search {step.source} with {len(step.queries)} queries, to compare afterwards"
+        case CheckQuality():
+            return f"search {step.target} with {len(step.queries)} queries{_thresholds(step)}"
+        case SetModel():
+            return _set_model(step)
     raise AssertionError(step)
+
+
+def _thresholds(step: CheckQuality) -> str:
+    asked = [f"overlap with the old results ≥ {step.min_overlap}"] if step.min_overlap is not None else []
+    asked += [f"recall@{step.k} ≥ {step.min_recall}"] if step.min_recall is not None else []
+    return f"; stop here unless {' and '.join(asked)}" if asked else "; the result is reported"
+
+
+def _set_model(step: SetModel) -> str:
+    rows = f"{step.rows.connection}: {step.rows.table}.{step.rows.version_column}" if step.rows is not None else ""
+    info = f"{step.info.table}.{step.info.info_column} of {step.info.id}" if step.info is not None else ""
+    version = step.embed.identity.version
+    match step.phase:
+        case "begin":
+            return f"take the version away in {rows} while vectors change; old ones are kept in {step.undo_table}"
+        case "end" | "again":
+            return "; ".join(
+                part
+                for part in (
+                    f"set {rows} to {version} for points that were embedded" if rows else "",
+                    f"set the model info {info}" if info else "",
+                )
+                if part
+            )
+        case "reopen":
+            return "; ".join(
+                part
+                for part in (
+                    f"take the version away in {rows} while vectors go back" if rows else "",
+                    f"put the model info {info} back" if info else "",
+                )
+                if part
+            )
+        case "restore":
+            return f"put the old versions back in {rows}"
 
 
 def _by(step: CatchUp) -> str:
@@ -130,8 +200,13 @@ def index_text(schema: CollectionSchema) -> str:
 def estimate(step: Step) -> str:
     """What the probe says a step needs; empty where nothing was measured."""
     parts = []
+    embeds = step.estimate.tokens is not None
     if step.estimate.seconds is not None:
-        parts.append(f"reading alone {duration(step.estimate.seconds)}")
+        parts.append(f"{'about' if embeds else 'reading alone'} {duration(step.estimate.seconds)}")
+    if step.estimate.tokens is not None:
+        parts.append(f"{number(step.estimate.tokens)} tokens")
+    if step.estimate.usd:
+        parts.append(f"{step.estimate.usd:,.2f} USD")
     if step.estimate.bytes is not None:
         parts.append(f"about {size(step.estimate.bytes)} of data")
     return ", ".join(parts)
@@ -158,7 +233,7 @@ def notice_text(notice: Notice) -> str:
 def notice_state(notice: Notice) -> str:
     """What became of a finding."""
     if notice.blocking:
-        wanted = notice.code.startswith("VL") or notice.code == "VD101"
+        wanted = notice.code.startswith(("VL", "VC")) or notice.code == "VD101"
         way = f"; if it is wanted, in the spec: accept: [{{code: {notice.code}, reason: why}}]" if wanted else ""
         return f"not accepted: apply will refuse{way}"
     return f"accepted: {notice.accepted}" if notice.accepted else "for your information"
@@ -177,17 +252,25 @@ def summary(plan: Plan) -> str:
         match step:
             case CreateCollection():
                 count["create"] += 1
-            case RewriteIds() | RestoreIds() | CatchUp():
+            case RewriteIds() | RestoreIds() | CatchUp() | ReplaceVectors() | RestoreVectors() | SetModel():
                 count["change"] += 1
             case SwitchAlias() | SetServing():
                 count["switch"] += 1
             case DropCollection() | ClearCollection():
                 count["delete"] += 1
+    embedding = [step for step in plan.steps if step.estimate.tokens is not None]
     seconds = sum(step.estimate.seconds or 0 for step in plan.steps)
     data = sum(step.estimate.bytes or 0 for step in plan.steps)
-    text = f"Plan: {count['create']} to create, {number(plan.points)} points to copy, {count['change']} to change, "
+    what = f"{number(plan.points)} points to copy"
+    if embedding:
+        what = f"{number(sum(step.estimate.texts or 0 for step in embedding))} texts to embed"
+    text = f"Plan: {count['create']} to create, {what}, {count['change']} to change, "
     text += f"{count['switch']} to switch, {count['delete']} to delete."
-    if data:
+    if embedding:
+        tokens, usd = sum(step.estimate.tokens or 0 for step in embedding), [step.estimate.usd for step in embedding]
+        cost = f", {sum(value or 0 for value in usd):,.2f} USD" if None not in usd else ", at a price nobody knows"
+        text += f" About {number(tokens)} tokens{cost}, {duration(seconds)}."
+    elif data:
         text += f" Reading alone takes {duration(seconds)} as measured just now; about {size(data)} of data."
     return text
 
@@ -196,13 +279,16 @@ def way_back(plan: Plan) -> list[str]:
     """How it can be undone, in sentences."""
     if not plan.steps or plan.purpose == "rollback":
         return []
+    if plan.purpose == "retry":
+        return [f"It is undone with run {plan.of_run}: vecrun rollback {plan.job}"]
     undo, irreversible = reversed_steps(plan.steps)
     if irreversible:
         return ["There is no way back after: " + "; ".join(step_line(step) for step in irreversible)]
     lines = [f"For {plan.retention} after the run: vecrun rollback {plan.job}. It would, in this order:"]
     lines += [f"  {step.action} {step_line(step)}" for step in undo]
     sources = sorted({str(step.source) for step in plan.steps if isinstance(step, CopyPoints)})
-    lines.append(f"The source is only read, never changed: {', '.join(sources)}")
+    if sources:
+        lines.append(f"The source is only read, never changed: {', '.join(sources)}")
     return lines
 
 

@@ -11,7 +11,9 @@ from runner.report import phrases
 if TYPE_CHECKING:
     from runner.commands.comparison import Verified
     from runner.commands.execution import Outcome
+    from runner.commands.failed import Failures
     from runner.commands.history import RunStatus
+    from runner.commands.models import Found
     from runner.commands.operation import ConnectionTest
     from runner.commands.validation import Validation
 
@@ -33,7 +35,7 @@ def plain(text: str, _colour: str) -> str:
 
 def plan(value: Plan, style: Style = plain) -> str:
     """A plan for a reviewer at a terminal."""
-    what = f"rollback of run {value.of_run}" if value.purpose == "rollback" else value.kind
+    what = f"{value.purpose} of run {value.of_run}" if value.of_run else value.kind
     lines = [style(f"{value.job}: {what}", "bold"), *([value.description] if value.description else []), ""]
     for move in value.overview:
         lines.append(f"  {style(f'{move.source} → {move.target}', 'bold')}")
@@ -78,11 +80,11 @@ def outcome(value: Outcome) -> str:
         )
     if not value.steps:
         return f"{value.job}: nothing to do."
-    kind = "dry run" if value.dry else "rollback" if value.purpose == "rollback" else "apply"
+    kind = "dry run" if value.dry else value.purpose
     lines = [f"{value.job}: {kind} completed in {phrases.duration(value.seconds)} (run {value.run})"]
     if value.dry:
         lines = [f"{value.job}: dry run read and transformed {value.points:,} points and wrote nothing"]
-        return lines[0]
+        return "\n".join([*lines, *_embedded(value)])
     for step in value.steps:
         result = step["result"] or {}
         if step["type"] == "verify_points":
@@ -106,7 +108,83 @@ def outcome(value: Outcome) -> str:
                 f"  restored {result['rows']:,} rows"
                 + (f", left {result['changed_since']:,} changed since" if result.get("changed_since") else "")
             )
+        elif step["type"] == "replace_vectors":
+            lines.append(f"  replaced the vectors of {result['replaced']:,} of {result['read']:,} points")
+        elif step["type"] == "restore_vectors":
+            lines.append(f"  put the old vectors of {result['done']:,} points back")
+        elif step["type"] == "check_quality" and "overlap" in result:
+            lines.append("  quality: " + quality_text(result))
+        elif step["type"] == "set_model" and result["phase"] in ("end", "again", "restore") and result["rows"]:
+            done = "put back in" if result["phase"] == "restore" else "set in"
+            lines.append(f"  model version {done} {result['rows']:,} rows")
+    lines += _embedded(value)
+    if value.failed:
+        lines.append(f"  {value.failed:,} items failed: vecrun failures {value.job} · vecrun retry-failed {value.job}")
     return "\n".join(lines)
+
+
+def _embedded(value: Outcome) -> list[str]:
+    used = value.used
+    if not (used.requests or used.known):
+        return []
+    cost = f", {used.usd:,.4f} USD" if used.usd else ""
+    kept = f"; {used.known:,} texts were kept from before" if used.known else ""
+    return [f"  embedded {used.texts:,} texts in {used.requests:,} requests, {used.tokens:,} tokens{cost}{kept}"]
+
+
+def quality_text(result: dict[str, Any]) -> str:
+    """The result of a quality check in one line."""
+    parts = [f"{result['queries']} queries, first {result['k']} results"]
+    if result["overlap"] is not None:
+        parts.append(f"{result['overlap']:.2f} of the old results are among the new")
+    if result["recall"] is not None:
+        was = f" (old model: {result['recall_before']:.2f})" if result["recall_before"] is not None else ""
+        parts.append(f"recall {result['recall']:.2f}{was}")
+    return ", ".join(parts)
+
+
+def failures(value: Failures) -> str:
+    """The items a run left out."""
+    if not value.items:
+        return f"{value.job}: no item failed"
+    lines = [f"{value.job}: {len(value.items):,} items of run {value.run} failed ({value.status})"]
+    lines += [
+        f"  {item.item!r}: {item.error} ({item.attempts} {'try' if item.attempts == 1 else 'tries'})"
+        for item in value.items
+    ]
+    lines.append(f"Try just those again: vecrun retry-failed {value.job}")
+    return "\n".join(lines)
+
+
+def model_check(value: dict[str, Any]) -> str:
+    """The present and the configured model, and what a change would take."""
+    current, wanted = value["current_model"], value["configured_model"]
+    present = current.get("version") or f"{current['dimension']} dimensions, version not known"
+    lines = [
+        f"{value['collection']}: {value['points']:,} points",
+        f"  present model     {present} (from {current['from']})",
+        f"  configured model  {wanted['version']} ({wanted['name']}, {wanted['dimension']} dimensions)",
+    ]
+    if not value["needs_reembed"]:
+        return "\n".join([*lines, "Nothing has to be embedded."])
+    about = "" if value["exact"] else "about "
+    cost = "price not known" if value["estimated_cost"] is None else f"{value['estimated_cost']:,.2f} USD"
+    took = "" if value["estimated_time"] is None else f", {phrases.duration(value['estimated_time'])}"
+    lines.append(
+        f"  to embed          {about}{value['texts']:,} texts, {value['estimated_tokens']:,} tokens, {cost}{took}"
+    )
+    if value["dimension_changed"]:
+        lines.append("The dimension changes: a new collection is needed.")
+    return "\n".join(lines)
+
+
+def found(value: Found) -> str:
+    """Search results, best first."""
+    lines = [f"{value.place}, queries embedded with {value.model}"]
+    for hit in value.hits:
+        text = next((item for item in hit["payload"].values() if isinstance(item, str)), "")
+        lines.append(f"  {hit['score']:.3f}  {hit['id']}  {text[:100]}")
+    return "\n".join(lines if value.hits else [*lines, "  nothing found"])
 
 
 def validation(value: Validation) -> str:

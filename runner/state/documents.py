@@ -59,9 +59,11 @@ class State(Document):
 
 
 class Serving(Document):
-    """Which store and collection serve under a name."""
+    """Which store and collection serve under a name, and which model of vecrun.yaml embeds queries for it: one document,
+    so that a reader never gets the one without the other."""
 
     pointers: dict[str, Place] = {}
+    models: dict[str, str] = {}
 
 
 #: Held while a document is written: the transaction that proves that the lease is ours.

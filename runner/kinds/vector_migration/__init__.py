@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from runner.kinds.vector_migration.spec import VectorMigrationSpec, connections
-from runner.kinds.vector_migration.steps import plan_steps
+from runner.kinds.vector_migration.steps import plan_steps, recurring
 
-__all__ = ["VectorMigrationSpec", "connections", "plan_steps"]
+__all__ = ["VectorMigrationSpec", "connections", "plan_steps", "recurring"]

@@ -30,6 +30,7 @@ class Move:
     transform: Transform
     points: int
     creates: bool
+    switches: bool = False  # readers are switched to the target
     facts: list[Fact] = field(default_factory=list)
     fields: tuple[set[str], set[str]] = field(
         default_factory=lambda: (set(), set())

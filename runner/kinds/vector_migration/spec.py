@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from runner.clauses.spec import Acceptance, Cutover, LiveSource, Verify
 from runner.points import IdKind, VectorIndex
 from runner.settings import Duration
 from runner.spec import SpecModel
@@ -55,12 +56,6 @@ class PayloadRule(SpecModel):
         return _each_its_own(value, "fields")
 
 
-class Cutover(SpecModel):
-    """The name readers use; it is switched to the target after verification."""
-
-    alias: str = Field(description="May hold {name}, the target collection's name.", examples=["kb_support"])
-
-
 class CollectionRule(SpecModel):
     """Which collections, and what changes on their way."""
 
@@ -79,31 +74,6 @@ class CollectionRule(SpecModel):
         return _each_its_own(value, "vectors")
 
 
-class Verify(SpecModel):
-    """How source and target are compared before anything is switched."""
-
-    mode: Literal["count", "sample", "full"] = "full"
-    sample: int = Field(100, ge=1, le=1_000_000, description="Points to compare in mode sample.")
-
-
-class LiveSource(SpecModel):
-    """The source is written to while it is moved; what was written is brought over in passes."""
-
-    field: str | None = Field(
-        None,
-        description="Payload field (a key or a dotted path) with a number or an ISO 8601 time that every write, of any "
-        "point, raises above all earlier ones. After the switch it says which side is newer.",
-        examples=["updated_at"],
-    )
-    bound: int = Field(100, ge=0, description="Go on to the cutover when a pass had to repair at most so many points.")
-    passes: int = Field(
-        10, ge=1, le=1000, description="At most so many passes; then the run stops, and can be resumed."
-    )
-    hold: bool = Field(
-        False, description="Stop before the cutover until vecrun resume JOB: the writers are stopped first."
-    )
-
-
 class Documents(SpecModel):
     """The relational table whose rows name points."""
 
@@ -112,13 +82,6 @@ class Documents(SpecModel):
     id_column: str = "id"
     vector_id_column: str = "vector_id"
     collection_column: str | None = Field(None, description="Needed when ids of several collections are mapped.")
-
-
-class Acceptance(SpecModel):
-    """A finding that was looked at and is wanted."""
-
-    code: str = Field(pattern=r"^V[A-Z]\d{3}$", examples=["VL101"])
-    reason: str = Field(min_length=3)
 
 
 class VectorMigrationSpec(SpecModel):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Sequence
 
+from runner.clauses.live import LivePlan
+from runner.clauses.spec import notice as _notice
+from runner.clauses.spec import saved
 from runner.errors import NotFound, Permanent
 from runner.kinds import Draft
-from runner.kinds.vector_migration import live
 from runner.kinds.vector_migration.move import Move, describe, probe
 from runner.kinds.vector_migration.spec import CollectionRule, VectorMigrationSpec
 from runner.plan import (
@@ -46,6 +48,11 @@ ROWS_STAY = "VI106"
 PARTITION_FIELD = "_partition"
 
 
+def recurring(_spec: VectorMigrationSpec) -> bool:
+    """Whether an applied, unchanged job may have something to do again: a move is over when it is done."""
+    return False
+
+
 def plan_steps(job: str, spec: VectorMigrationSpec, world: World, state: State) -> Draft:
     """Steps for every collection: create all, copy all, index all, verify all, then ids, aliases, pointers, source."""
     source_name = spec.source if isinstance(spec.source, str) else "(source)"
@@ -65,11 +72,12 @@ def plan_steps(job: str, spec: VectorMigrationSpec, world: World, state: State) 
             f"target {', '.join(duplicates)}",
             'Give each its own name: to: "{name}_v2"',
         )
-    _arrange(spec, moves, draft)
+    live = LivePlan(spec.live, tuple(accepted), moves)
+    _arrange(spec, moves, live, draft)
     _plan_ids(job, spec, moves, world, state, draft)
     _plan_cutover(spec, moves, target, world, draft, accepted)
-    live.plan_after(spec, moves, draft)
-    draft.notices += [_notice(item, where, accepted) for item, where in live.problems(spec, moves)]
+    draft.steps += live.after(draft.steps)
+    draft.notices += [_notice(item, where, accepted) for item, where in live.problems()]
     if spec.source_after == "delete":
         for move in moves:
             draft.steps.append(DropCollection(target=move.source, why="source_after: delete", points=move.points))
@@ -87,7 +95,7 @@ def _matches(rules: Sequence[CollectionRule], source: Store, connection: str) ->
     existing, aliases = source.collections(), source.aliases()
     found: dict[str, CollectionRule] = {}
     for rule in rules:
-        names = [name for name in existing if fnmatch.fnmatchcase(name, rule.from_)]
+        names = [name for name in existing if fnmatch.fnmatchcase(name, rule.from_) and not saved(name)]
         if rule.from_ in existing:
             names = [rule.from_]
         if not names:
@@ -123,7 +131,8 @@ def _plan_move(
     if existing is not None:
         problems += _compare_target(fitted, existing, held or 0, target)
         fitted = existing
-    move = Move(rule, source_place, place, schema, fitted, transform, points, existing is None)
+    switches = (rule.cutover or spec.cutover) is not None
+    move = Move(rule, source_place, place, schema, fitted, transform, points, existing is None, switches)
     if all(item.acceptable or item.code.startswith("VI") for item in problems):
         for item in probe(move, source, target):
             if (item.code, item.field) not in seen:
@@ -286,7 +295,7 @@ def _compare_target(wanted: CollectionSchema, existing: CollectionSchema, held: 
     return found
 
 
-def _arrange(spec: VectorMigrationSpec, moves: list[Move], draft: Draft) -> None:
+def _arrange(spec: VectorMigrationSpec, moves: list[Move], live: LivePlan, draft: Draft) -> None:
     """Data first, for all collections; then indexes; then verification of all, before anything is switched."""
     accept = tuple(item.code for item in spec.accept)
     for move in moves:
@@ -304,11 +313,11 @@ def _arrange(spec: VectorMigrationSpec, moves: list[Move], draft: Draft) -> None
             )
         )  # fmt: skip
     draft.steps += [FinishCollection(target=move.target, schema=move.schema) for move in moves]
-    live.plan_before(spec, moves, draft)
+    draft.steps += live.before()
     draft.steps += [
         VerifyPoints(
             source=move.source, target=move.target, target_schema=move.schema, transform=move.transform,
-            mode=spec.verify.mode, sample=spec.verify.sample, points=move.points, live=live.of_verification(spec, move),
+            mode=spec.verify.mode, sample=spec.verify.sample, points=move.points, live=live.of_verification(move),
         )
         for move in moves
     ]  # fmt: skip
@@ -344,7 +353,7 @@ def _plan_ids(job: str, spec: VectorMigrationSpec, moves: list[Move], world: Wor
             draft.notices.append(_notice(Problem(CHUNKS_COLUMN, reason), documents.connection, {}))
     draft.steps.append(
         RewriteIds(
-            chunks=table, undo_table=chunk_tables.undo_name(database, table, f"{job}:{state.lineage}:{state.serial}"),
+            chunks=table, undo_table=chunk_tables.free_name(database, table.table, f"{job}:{state.lineage}:{state.serial}"),
             rows=rows,
             collections=tuple((move.source.collection, move.target.collection) for move in mapped),
         )
@@ -382,13 +391,6 @@ def _plan_cutover(
         draft.notices.append(
             Notice(code=SWITCHES_READERS, message=message, where=alias, accepted=accepted.get(SWITCHES_READERS, ""))
         )
-
-
-def _notice(problem: Problem, where: str, accepted: dict[str, str], *, may_accept: bool = False) -> Notice:
-    notice = Notice.of(problem, where, accepted.get(problem.code, ""))
-    if may_accept and problem.code in accepted:
-        notice = notice.model_copy(update={"accepted": accepted[problem.code], "blocking": False})
-    return notice
 
 
 def _duplicates(items: Sequence[str]) -> list[str]:

@@ -1,0 +1,1 @@
+"""Clauses that specs of several kinds share, and the steps they become."""
