@@ -408,10 +408,12 @@ class Worker:
     def _close_runs(self, older: float) -> None:
         with self._guard:
             busy = {claim[0] for claim, count in self._busy.items() if count}
-            for key in [key for key, used in self._used.items() if used < older and key[0] not in busy]:
+            idle = [key for key, used in self._used.items() if used < older and key[0] not in busy]
+            for key in idle:
                 del self._used[key]
-                if key in self._open:
-                    self._open.pop(key).close()
+            closing = [self._open.pop(key) for key in idle if key in self._open]
+        for run in closing:  # may wait for a request that is under way
+            run.close()
 
 
 def _redis(settings: Broker) -> Any:

@@ -23,6 +23,7 @@ from runner.plan import (
     Place,
     Plan,
     ReplaceVectors,
+    RestoreVectors,
     SetModel,
     SetServing,
     SettleFailures,
@@ -32,7 +33,7 @@ from runner.plan import (
     loads,
     reversed_steps,
 )
-from runner.settings import Settings
+from runner.settings import MODEL, Settings
 from runner.spec import Job, digest
 from runner.state import State, States
 from runner.vectors import Vectors
@@ -47,6 +48,7 @@ NEW_POINTS = "VD102"
 MOVED_POINTER = "VB102"
 ALIAS_REMOVED = "VB103"
 NEEDED_BY = "VD103"
+NO_OLD_VECTOR = "VB105"
 #: Points a target may have got from a catching-up that is not through: nobody else writes there before the cutover.
 UNKNOWN = 2**63
 
@@ -58,14 +60,14 @@ def build(job: Job, settings: Settings, ledger: Ledger, states: States, *, unpin
     module = kind_module(job.kind)
     named, inline = module.connections(job.spec)
     with World(settings, "read", inline, ledger) as world:
-        draft, moved = Draft(), tuple[str, ...]()
-        if state.status == "applied" and state.spec_digest == job.digest and module.recurring(job.spec):
+        draft, moved, wanted = Draft(), tuple[str, ...](), spec_digest(job, world)
+        if state.status == "applied" and state.spec_digest == wanted and module.recurring(job.spec):
             draft = module.plan_steps(job.name, job.spec, world, state)
-        elif state.status == "applied" and state.spec_digest == job.digest:
+        elif state.status == "applied" and state.spec_digest == wanted:
             moved = tuple(drift(state, ledger, world))
             if applied_plan(state, ledger) is None:
                 draft.notices.append(Notice(code=FOREIGN, message=foreign(state)))
-        elif state.pinned == job.digest and not unpin:
+        elif state.pinned == wanted and not unpin:
             message = "this spec was rolled back and stays so; change the spec, or apply with --unpin"
             draft.notices.append(Notice(code=PINNED, message=message))
         else:
@@ -79,7 +81,7 @@ def build(job: Job, settings: Settings, ledger: Ledger, states: States, *, unpin
             environment=settings.environment,
             lineage=state.lineage,
             serial=state.serial,
-            spec_digest=job.digest,
+            spec_digest=wanted,
             connections={name: world.digest(name) for name in [*named, *inline]},
             inline=inline,
             world=tuple(draft.world),
@@ -89,6 +91,15 @@ def build(job: Job, settings: Settings, ledger: Ledger, states: States, *, unpin
             drift=moved,
             retention=draft.retention or settings.workspace.state.retention,
         ).sealed()
+
+
+def spec_digest(job: Job, world: World) -> str:
+    """Names a spec together with the models it uses: the same spec with other weights is another spec."""
+    named, _inline = kind_module(job.kind).connections(job.spec)
+    models = [name.removeprefix(MODEL) for name in named if name.startswith(MODEL)]
+    if not models:
+        return job.digest
+    return digest([job.digest, *(world.embedder(name).identity().model_dump(mode="json") for name in models)])
 
 
 def refuse_unfinished(ledger: Ledger, job: str) -> None:
@@ -167,7 +178,7 @@ def rollback(
         for place, count in _retried(job, run["run"], ledger).items():
             written[place] = written.get(place, 0) + count
         notices += found + _new_points(written, steps, discard=discard_new_points)
-        notices += _needed_by(job, steps, states)
+        notices += _needed_by(job, steps, states) + _never_saved(begun, world)
         places = _touched(begun)
         live = {item.place for item in plan.world if item.live}
         return Plan(
@@ -241,7 +252,11 @@ def _irreversible(step: Step) -> Notice:
 
 
 def _as_it_stands(step: Step, world: World) -> Step:
-    """A delete with the number of points that are there now."""
+    """A delete, or what is put back, with the number of points that are there now."""
+    if isinstance(step, RestoreVectors):
+        store = world.store(step.saved.connection)
+        there = store.inspect(step.saved.collection) is not None
+        return step.model_copy(update={"points": store.count(step.saved.collection) if there else 0})
     if not isinstance(step, DropCollection | ClearCollection):
         return step
     store = world.store(step.target.connection)
@@ -331,6 +346,20 @@ def _needed_by(job: str, steps: list[Step], states: States) -> list[Notice]:
             if item.role == "source" and item.place in dropped:
                 message = f"job {name} was applied from it; undo that first: vecrun rollback {name}"
                 found.append(Notice(code=NEEDED_BY, message=message, where=str(item.place), blocking=True))
+    return found
+
+
+def _never_saved(begun: list[Step], world: World) -> list[Notice]:
+    """Points of a collection whose vectors were replaced that came there since: no old vector of theirs is known."""
+    found = []
+    for step in begun:
+        if isinstance(step, ReplaceVectors) and step.phase == "before" and step.choose == "all":
+            store, saved = world.store(step.target.connection), world.store(step.saved.connection)
+            held = store.count(step.target.collection) if store.inspect(step.target.collection) is not None else 0
+            kept = saved.count(step.saved.collection) if saved.inspect(step.saved.collection) is not None else 0
+            if held > kept and kept >= step.points:
+                message = f"{held - kept:,} points were written since, and keep the vectors they have"
+                found.append(Notice(code=NO_OLD_VECTOR, message=message, where=str(step.target)))
     return found
 
 

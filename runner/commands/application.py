@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
-from runner import crash
+from runner import crash, planner
 from runner.actors import Embedded, Progress
 from runner.commands.context import Context, job_of
 from runner.commands.execution import (
@@ -124,9 +124,11 @@ def unfinished_of(context: Context, job: Job) -> dict[str, Any] | None:
     """The unfinished run that `apply JOB.yaml` goes on with. VecrunError when the spec changed since it began."""
     with context.ledger() as ledger:
         row: dict[str, Any] | None = ledger.unfinished(job.name)
-        if row is None or row["purpose"] == "rollback":
+        if row is None or row["purpose"] != "apply":
             return row
-        if loads(row["plan"], f"run {row['run']}").spec_digest != job.digest:
+        with World(context.settings, "read") as world:
+            wanted = planner.spec_digest(job, world)
+        if loads(row["plan"], f"run {row['run']}").spec_digest != wanted:
             raise VecrunError(
                 "The spec changed while a run of it is unfinished",
                 f"run {row['run']} of job {job.name} is {row['status']} and was planned from another spec",

@@ -73,10 +73,11 @@ class Run:
     worker: str = ""  # the process that works on partitions, as the ledger names it
     hands: int = 1  # partitions that can be worked on at once, by all processes together
     records: Ledger | None = None  # where vectors are kept, if that is another ledger than the run's
+    spend: bool = True  # texts may be paid for
 
     def __post_init__(self) -> None:
         self.vectors = Vectors(self.records or self.ledger)
-        self.services = Services(self.run, self.world, self.vectors, self.limits)
+        self.services = Services(self.run, self.world, self.vectors, self.limits, spend=self.spend)
 
     def close(self) -> None:
         """Wait for requests that are under way, and close stores and models."""

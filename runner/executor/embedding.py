@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +21,7 @@ from runner import crash
 from runner.embedder import Embedder, Reply
 from runner.errors import Permanent, RateLimited, Refused, TooLarge, Transient
 from runner.executor.flow import MAX_DELAY, Stopped
+from runner.executor.pace import Pacer, pause
 from runner.settings import Limits
 from runner.transform import Embedding
 from runner.vectors import Refusal, Used, Vectors, text_key
@@ -33,43 +33,6 @@ Made = NDArray[np.float32] | Refusal
 MAX_HOLDS = 50
 #: A text every model takes: does it answer at all, or is it the texts?
 CANARY = "vecrun"
-#: The provider's minute need not begin with ours.
-MARGIN = 1.02
-
-
-class Gate:
-    """How many requests are under way: one until the first answer, then more with every answer, half when it gets slow."""
-
-    def __init__(self, most: int) -> None:
-        self.most, self.size, self.busy, self._steep = most, 1.0, 0, True
-        self._changed = threading.Condition()
-
-    @contextmanager
-    def turn(self, stop: threading.Event) -> Iterator[None]:
-        """Wait for a place. Stopped."""
-        with self._changed:
-            while self.busy >= int(self.size):
-                if stop.is_set():
-                    raise Stopped
-                self._changed.wait(0.2)
-            self.busy += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self.busy -= 1
-                self._changed.notify_all()
-
-    def faster(self) -> None:
-        """It answered."""
-        with self._changed:
-            self.size = min(float(self.most), self.size * 2 if self._steep else self.size + 1 / self.size)
-            self._changed.notify_all()
-
-    def slower(self) -> None:
-        """It asked to slow down, or did not answer."""
-        with self._changed:
-            self.size, self._steep = max(1.0, self.size / 2), False
 
 
 @dataclass(frozen=True)
@@ -84,17 +47,19 @@ class Item:
 class Service:
     """One model, for one run, in this process. Safe for use from several threads."""
 
-    def __init__(self, run: str, embed: Embedding, embedder: Embedder, kept: Vectors, limits: Limits) -> None:
+    def __init__(
+        self, run: str, embed: Embedding, embedder: Embedder, kept: Vectors, limits: Limits, *, spend: bool = True
+    ) -> None:
         self.run, self.embed, self.embedder, self.kept, self.limits = run, embed, embedder, kept, limits
+        self.spend = spend
         self.key, self.bounds = embed.identity.key, embedder.bounds()
         self.price = embedder.price()
         self.stop = threading.Event()
-        self.gate = Gate(self.bounds.concurrency)
+        self.pacer = Pacer(run, embed, embedder, kept)
         self._pool = ThreadPoolExecutor(self.bounds.concurrency, thread_name_prefix="embed")
         self._coming: dict[str, Future[Made]] = {}
         self._guard = threading.Lock()
         self._proven = False  # it has embedded something
-        self._counted = 1.0  # the provider's tokens for one of ours, at most so far
 
     def vectors(self, texts: Sequence[str], stop: threading.Event, *, count: bool = False) -> list[Made]:
         """What comes of each text, in order. `count`: add to the run's usage what was kept from before. Stopped when
@@ -114,6 +79,15 @@ class Service:
         for key, item in late.items():
             self._arrived(key, item)
         made |= late
+        if not self.spend and len(late) < len(mine) and self.price is not None and self.price.usd:
+            exc = Permanent(
+                "The vectors of some texts are not kept any more",
+                f"{len(mine) - len(late):,} texts of a batch would have to be paid for again, with model {self.embed.model}",
+                "Compare counts: vecrun verify JOB --mode count. vectors.keep in vecrun.yaml says how long they are kept",
+            )
+            for key in mine:
+                self._arrived(key, exc)
+            raise exc
         groups = self._groups([(key, wanted[key]) for key in mine if key not in late])
         for answer in [self._pool.submit(self._whole, group) for group in groups]:
             made |= _result(answer, stop)
@@ -126,7 +100,9 @@ class Service:
         rows = []
         for start in range(0, len(texts), self.bounds.items):
             part = list(texts[start : start + self.bounds.items])
-            rows.append(self._patiently(part, self._tokens(part), stop, query=True).vectors)
+            reply = self._patiently(part, self._tokens(part), stop, query=True)
+            self.kept.keep(self.run, self.key, {}, self._used(reply, part, 0))
+            rows.append(reply.vectors)
         return np.concatenate(rows)
 
     def close(self) -> None:
@@ -162,9 +138,10 @@ class Service:
     def _groups(self, texts: list[tuple[str, str]]) -> Iterator[list[Item]]:
         """Requests that the model takes: so many texts, so many tokens."""
         tokens = self._tokens([text for _key, text in texts])
+        most = min((one for one in (self.bounds.tokens, self.bounds.tokens_per_minute) if one), default=None)
         group, total = list[Item](), 0
         for (key, text), count in zip(texts, tokens, strict=True):
-            over = self.bounds.tokens is not None and total + count > self.bounds.tokens
+            over = most is not None and total + count > most
             if group and (over or len(group) == self.bounds.items):
                 yield group
                 group, total = [], 0
@@ -174,9 +151,7 @@ class Service:
             yield group
 
     def _tokens(self, texts: list[str]) -> list[int]:
-        if self.bounds.tokens is None and self.bounds.tokens_per_minute is None:
-            return [0] * len(texts)
-        return self.embedder.count(texts)
+        return self.embedder.count(texts) if self.pacer.counts else [0] * len(texts)
 
     # -- asking -------------------------------------------------------------------------------------------------------
 
@@ -217,13 +192,12 @@ class Service:
         """One request, again after transient errors, and as long as the provider asks to wait."""
         delay, failed, held = self.limits.retry_delay, 0, 0
         while True:
-            self._turn(sum(tokens), stop)
             try:
-                with self.gate.turn(stop):
+                with self.pacer.turn(sum(tokens), stop):
                     reply = self.embedder.embed(texts, "query" if query else "document")
             except RateLimited as exc:
                 held += 1
-                self.gate.slower()
+                self.pacer.gate.slower()
                 self.kept.hold(self.embed.model, exc.seconds if exc.seconds is not None else delay)
                 if held > MAX_HOLDS:
                     raise
@@ -232,13 +206,14 @@ class Service:
                 raise
             except Transient:
                 failed += 1
-                self.gate.slower()
+                self.pacer.gate.slower()
                 if failed > (self.limits.retries if tries is None else tries):
                     raise
-                _pause(delay, stop)
+                pause(delay, stop)
                 delay = min(delay * 2, MAX_DELAY)
             else:
-                self.gate.faster()
+                self.pacer.gate.faster()
+                self.pacer.settle(sum(tokens), reply.tokens)
                 return self._checked(reply, len(texts))
 
     def _checked(self, reply: Reply, texts: int) -> Reply:
@@ -251,65 +226,34 @@ class Service:
             )
         return reply
 
-    def _turn(self, tokens: int, stop: threading.Event) -> None:
-        """Wait until a request may start, by the limits of the model over all processes."""
-        share = 0.0
-        if self.bounds.requests_per_minute:
-            share = 60.0 / self.bounds.requests_per_minute
-        if self.bounds.tokens_per_minute:
-            share = max(share, 60.0 * tokens * self._counted / self.bounds.tokens_per_minute)
-        self._refuse_over_budget(tokens)
-        if share:
-            _pause(self.kept.wait_for(self.embed.model, share * MARGIN), stop)
-        while seconds := self.kept.held(self.embed.model):
-            _pause(seconds, stop)
-        if stop.is_set():
-            raise Stopped
-
-    def _refuse_over_budget(self, tokens: int) -> None:
-        if self.embed.budget is None or self.price is None:
-            return
-        spent = self.kept.used(self.run).usd or 0.0
-        if spent + tokens * self.price.usd / 1e6 > self.embed.budget:
-            raise Permanent(
-                "The budget of the job is used up",
-                f"{spent:,.2f} USD were spent on model {self.embed.model}, and budget.usd is {self.embed.budget:,.2f}",
-                "What was embedded is kept. Raise budget.usd in the job, roll this run back and apply again: kept texts cost nothing",
-            )
-
     def _answers(self) -> bool:
         """Whether the model embeds anything at all. Permanent when it refuses even what every model takes."""
-        self._turn(1, self.stop)
         try:
-            with self.gate.turn(self.stop):
+            with self.pacer.turn(1, self.stop):
                 reply = self.embedder.embed([CANARY])
         except Transient:
             return False
         except Refused as exc:
             raise Permanent("The model refuses every text", f"model {self.embed.model}: {exc}", exc.hint) from exc
         self._proven = True
-        self.kept.keep(self.run, self.key, {}, self._used(reply, 1, 0, 0))
+        self.kept.keep(self.run, self.key, {}, self._used(reply, [CANARY], 0))
         return True
 
     def _keep(self, group: list[Item], reply: Reply) -> dict[str, Made]:
         self._proven = True
         crash.point("embed", "answered")
         made = {item.key: reply.vectors[row] for row, item in enumerate(group)}
-        texts = [item.text for item in group]
-        counted = sum(item.tokens for item in group)
-        if reply.tokens is not None and counted:
-            self._counted = max(self._counted, reply.tokens / counted)
-        tokens = sum(self.embedder.count(texts)) if reply.tokens is None else reply.tokens
-        self.kept.keep(self.run, self.key, made, self._used(reply, 1, len(group), tokens))
+        self.kept.keep(self.run, self.key, made, self._used(reply, [item.text for item in group], len(group)))
         crash.point("embed", "kept")
         found: dict[str, Made] = dict(self.kept.get(self.key, list(made)))
         for key, item in found.items():
             self._arrived(key, item)
         return found
 
-    def _used(self, reply: Reply, requests: int, texts: int, tokens: int) -> Used:
-        tokens = tokens or reply.tokens or 0
-        return Used(requests, texts, tokens, 0, tokens * self.price.usd / 1e6 if self.price is not None else None)
+    def _used(self, reply: Reply, asked: list[str], texts: int) -> Used:
+        """One request: tokens by the provider's count, or ours where it does not say."""
+        tokens = sum(self.embedder.count(asked)) if reply.tokens is None else reply.tokens
+        return Used(1, texts, tokens, 0, tokens * self.price.usd / 1e6 if self.price is not None else None)
 
     def _refused(self, item: Item, error: str) -> dict[str, Made]:
         refusal = Refusal(error, self.kept.refuse(self.key, item.key, error))
@@ -320,8 +264,8 @@ class Service:
 class Services:
     """The models of one run, opened on use and closed together."""
 
-    def __init__(self, run: str, world: World, kept: Vectors, limits: Limits) -> None:
-        self.run, self.world, self.kept, self.limits = run, world, kept, limits
+    def __init__(self, run: str, world: World, kept: Vectors, limits: Limits, *, spend: bool = True) -> None:
+        self.run, self.world, self.kept, self.limits, self.spend = run, world, kept, limits, spend
         self._open: dict[str, Service] = {}
         self._guard = threading.Lock()
 
@@ -338,7 +282,9 @@ class Services:
                         f"{embed.identity.version} {embed.identity.digest[:12]}",
                         "Put it back as it was, or plan again",
                     )
-                self._open[embed.model] = Service(self.run, embed, embedder, self.kept, self.limits)
+                self._open[embed.model] = Service(
+                    self.run, embed, embedder, self.kept, self.limits, spend=self.spend
+                )  # fmt: skip
             return self._open[embed.model]
 
     def close(self) -> None:
@@ -346,11 +292,6 @@ class Services:
             for service in self._open.values():
                 service.close()
             self._open.clear()
-
-
-def _pause(seconds: float, stop: threading.Event) -> None:
-    if seconds > 0 and stop.wait(seconds):
-        raise Stopped
 
 
 def _result(coming: Future[Any], stop: threading.Event) -> Any:

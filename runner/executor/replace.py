@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from runner import crash
 from runner.clauses.texts import Choice, texts_of
-from runner.errors import ItemsFailed
+from runner.errors import ItemsFailed, VerificationFailed
 from runner.executor import slices, texts, verify
 from runner.executor.flow import Moved, Pace, Prepare, Prepared, Reader, checker, plain, retried
 from runner.executor.slices import Done, Task
@@ -107,10 +107,18 @@ def write(run: Run, place: Place, saved: Place, transform: Transform, batch: Poi
     }
     _save(run, saved, fresh.take([row for row, point_id in enumerate(fresh.ids) if point_id in same]), pace)
     crash.point("replace", "saved")
-    chosen = batch.take([row for row, point_id in enumerate(ids) if point_id in same])
-    if len(chosen):
+    if same:  # all but the new vector as it is now
+        name, rows = _vector_of(transform), {point_id: row for row, point_id in enumerate(ids)}
+        chosen = now.take([row for row, point_id in enumerate(now.ids) if point_id in same])
+        chosen.vectors[name] = batch.vectors[name][[rows[point_id] for point_id in chosen.ids]]
+        chosen.missing.pop(name, None)
         pace.write(chosen, lambda part: store.upsert(place.collection, part), run.limits, run.stop)
     return set(ids) - same
+
+
+def _vector_of(transform: Transform) -> str:
+    assert transform.embed is not None
+    return transform.embed.vector
 
 
 def _save(run: Run, saved: Place, batch: PointBatch, pace: Pace) -> None:
@@ -138,7 +146,7 @@ def finish(run: Run, number: int, step: ReplaceVectors, parts: Sequence[Partitio
     if step.live is not None and step.phase == "before" and len(passes) == 1:
         more = not run.dry and (replaced > 0 or left > 0)  # the first pass replaces everything
     return result | {
-        "replaced": sum(passes), "repaired": passes, "left": left, "passes": len(passes),
+        "looked": before.get("looked", 0) + result["done"], "replaced": sum(passes), "repaired": passes, "left": left, "passes": len(passes),
         "tries": before.get("tries", 0) + 1, "more": more,
     }  # fmt: skip
 
@@ -179,6 +187,7 @@ def restore(run: Run, number: int, step: RestoreVectors, part: int, seconds: flo
             if len(back):
                 pace.write(back, lambda part: store.upsert(step.target.collection, part), run.limits, run.stop)
             crash.point(step.type, "after_write")
+            _refuse_others(run, step, embed.vector, back)
             notes["gone"] = notes.get("gone", 0) + len(ids) - len(back)
             retries, pace.retries = pace.retries, 0
             return Done(len(back), retries=retries, notes=dict(notes))
@@ -188,6 +197,23 @@ def restore(run: Run, number: int, step: RestoreVectors, part: int, seconds: flo
         return Task(step.type, step.saved.collection, reader, act)
 
     return slices.work(run, number, part, seconds, task_of)
+
+
+def _refuse_others(run: Run, step: RestoreVectors, vector: str, back: PointBatch) -> None:
+    """VerificationFailed when a vector that was put back is not the one that was saved."""
+    store = run.world.store(step.target.connection)
+    held = retried(lambda: store.fetch(step.target.collection, back.ids), run.limits, run.stop)
+    there = set(held.ids)  # what was deleted just now is nobody's
+    here = back.take([row for row, point_id in enumerate(back.ids) if point_id in there])
+    only = [PointBatch(one.ids, {vector: one.vectors[vector]}, Payloads([{}] * len(one))) for one in (here, held)]
+    schema = step.target_schema.model_copy(update={"vectors": (step.target_schema.vector(vector),), "sparse": ()})
+    if wrong := verify.differences(schema, store.capabilities(), *only):
+        shown = "\n".join(f"  {point_id!r}: {what}" for point_id, what in list(wrong.items())[:5])
+        raise VerificationFailed(
+            "Old vectors did not come back",
+            f"{step.target}: {len(wrong):,} of {len(here):,} points differ from {step.saved}\n{shown}",
+            f"They are still saved. Try again: vecrun resume {run.plan.job}",
+        )
 
 
 def _with_old(embed: Embedding, held: PointBatch, saved: PointBatch) -> PointBatch:

@@ -37,7 +37,7 @@ from runner.points import CollectionSchema, Datatype, PayloadField, PayloadType,
 from runner.settings import duration_seconds
 from runner.spec import digest, suggest
 from runner.state import State
-from runner.store import Problem, Store
+from runner.store import NORMS, Problem, Store
 from runner.transform import Embedding, TextColumn, Transform
 from runner.world import World
 
@@ -268,8 +268,8 @@ def _problems(change: Change, store: Store, work: estimate.Work) -> list[Problem
             found.append(Problem(MIXED, message))
         if spec.live is not None:
             message = (
-                "what an application writes to a point in the moment in which its vector is replaced is lost (a read and a "
-                "write of the whole point, some milliseconds). create_new_collection loses nothing"
+                "what an application does to a point in the moment in which its vector is replaced is lost (a read and a write "
+                "of the whole point, some milliseconds): a change, and a deletion. create_new_collection loses nothing"
             )
             found.append(Problem(OVERWRITES, message))
     found += _payload_problems(change, store, work)
@@ -316,13 +316,17 @@ def _of_cost(spec: ReembeddingSpec, world: World, cost: estimate.Cost) -> list[P
         found.append(Problem(COST, f"embedding costs about {cost.usd:,.2f} USD; at most {most:,.2f} is allowed"))
     times = [duration_seconds(value) for value in (spec.budget.time, policies.time) if value is not None]
     if times and cost.seconds is not None and cost.seconds > min(times):
-        message = f"embedding takes about {cost.seconds / 60:,.0f} minutes; at most {min(times) / 60:,.0f} are allowed"
-        found.append(Problem(TIME, f"{message} ({cost.speed})"))
+        found.append(Problem(TIME, f"embedding takes longer than the {min(times) / 60:,.0f} minutes that are allowed"))
     return found
 
 
+def _accept(spec: ReembeddingSpec) -> tuple[str, ...]:
+    """Findings that stop no batch. That a store scales what the model gives loses nothing of the user's."""
+    return tuple(dict.fromkeys([*(item.code for item in spec.accept), NORMS]))
+
+
 def _live(change: Change) -> LivePlan:
-    return LivePlan(change.spec.live, tuple(item.code for item in change.spec.accept), [change])
+    return LivePlan(change.spec.live, _accept(change.spec), [change])
 
 
 def _arrange(
@@ -330,7 +334,7 @@ def _arrange(
 ) -> None:  # fmt: skip
     """The order of everything: data, verification, quality, marks away, readers, marks."""
     spec, steps = change.spec, draft.steps
-    accept = tuple(item.code for item in spec.accept)
+    accept = _accept(spec)
     spent = Estimate(
         seconds=round(cost.seconds, 1) if cost.seconds is not None else None, texts=work.texts, tokens=cost.tokens,
         usd=round(cost.usd, 4) if cost.usd is not None else None,
@@ -362,7 +366,8 @@ def _arrange(
             *_cutover(change, world, draft),
             *([end] if end is not None else []),
         ]  # fmt: skip
-        steps += live.after(steps)
+        if late := live.after(steps):
+            steps += [*late, *([_again(end)] if end is not None and change.rows is not None else [])]
         return
     kept = change.schema.model_copy(
         update={
@@ -387,11 +392,18 @@ def _arrange(
         *_quality(change, "after"),
         *_cutover(change, world, draft),
         *([end] if end is not None else []),
-        *([replace.model_copy(update={"phase": "after", "estimate": Estimate()})] if moving is not None else []),
     ]
+    if moving is not None:
+        steps.append(replace.model_copy(update={"phase": "after", "estimate": Estimate()}))
+        steps += [_again(end)] if end is not None and change.rows is not None else []
 
 
-def _set_model(job: str, change: Change, world: World, state: State) -> tuple[Step | None, Step | None]:
+def _again(end: SetModel) -> SetModel:
+    """The rows of points that were embedded after the switch."""
+    return end.model_copy(update={"phase": "again", "info": None, "before": None, "after": None})
+
+
+def _set_model(job: str, change: Change, world: World, state: State) -> tuple[SetModel | None, SetModel | None]:
     """The steps that take marks away and set them; None where nothing is marked."""
     spec, identity = change.spec, change.embed.identity
     if change.rows is None and spec.knowledge_base is None:
