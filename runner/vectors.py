@@ -83,16 +83,19 @@ class Vectors:
     # -- vectors by model and text ---------------------------------------------------------------------------------
 
     @again
-    def get(self, model: str, texts: Sequence[str]) -> dict[str, NDArray[np.float32] | Refusal]:
-        """text key -> its vector of shape (d,), or why there is none; what was never asked for is absent."""
+    def get(self, model: str, texts: Sequence[str], run: str = "") -> dict[str, NDArray[np.float32] | Refusal]:
+        """text key -> its vector of shape (d,), or why there is none; what was never asked for is absent. With `run` only
+        its own refusals count: what another was refused is asked for again."""
         found: dict[str, NDArray[np.float32] | Refusal] = {}
         with self.records.reading() as connection:
             for part in _chunks(texts):
-                query = sa.select(vectors.c.text, vectors.c.vector, vectors.c.error, vectors.c.attempts)
+                query = sa.select(
+                    vectors.c.text, vectors.c.vector, vectors.c.error, vectors.c.attempts, vectors.c.run
+                )  # fmt: skip
                 for row in connection.execute(query.where(vectors.c.model == model, vectors.c.text.in_(part))):
                     if row.vector is not None:
                         found[row.text] = np.frombuffer(row.vector, "<f4")
-                    elif row.error is not None:  # else it was forgiven
+                    elif row.error is not None and run in ("", row.run):  # else it was forgiven
                         found[row.text] = Refusal(row.error, row.attempts)
         return found
 
@@ -124,16 +127,16 @@ class Vectors:
             self._count(connection, run, model, used)
 
     @again
-    def refuse(self, model: str, text: str, error: str) -> int:
+    def refuse(self, run: str, model: str, text: str, error: str) -> int:
         """Keep why a text has no vector, so that it is not asked for again; how often it was refused by now."""
         chosen = (vectors.c.model == model, vectors.c.text == text)
         with self.records.writing() as connection:
             before = connection.execute(sa.select(vectors.c.attempts).where(*chosen)).scalar() or 0
             row = {
                 "model": model, "text": text, "vector": None, "error": redact(error), "attempts": before + 1,
-                "written": now(),
+                "run": run, "written": now(),
             }  # fmt: skip
-            self._upsert(connection, vectors, [row], ("vector", "error", "attempts", "written"))
+            self._upsert(connection, vectors, [row], ("error", "attempts", "run", "written"))
         return before + 1
 
     @again
@@ -163,14 +166,22 @@ class Vectors:
             self._upsert(connection, usage, [first], ())  # another may be making it just now
             connection.execute(usage.update().where(*chosen).values(**values))
 
-    @again
     def used(self, run: str) -> Used:
         """What a run has used, of all its models together."""
+        return self.used_by([run]).get(run, Used())
+
+    @again
+    def used_by(self, runs: Sequence[str]) -> dict[str, Used]:
+        """run -> what it has used, for those that have asked a model."""
+        sums = [sa.func.sum(usage.c[name]).label(name) for name in ("requests", "texts", "tokens", "known", "usd")]
+        found: dict[str, Used] = {}
         with self.records.reading() as connection:
-            rows = connection.execute(sa.select(usage).where(usage.c.run == run)).mappings().all()
-        prices = [row["usd"] for row in rows if row["usd"] is not None]
-        totals = {name: sum(row[name] for row in rows) for name in ("requests", "texts", "tokens", "known")}
-        return Used(**totals, usd=sum(prices) if prices else None)
+            for part in _chunks(runs):
+                query = sa.select(usage.c.run, *sums).where(usage.c.run.in_(part)).group_by(usage.c.run)
+                for row in connection.execute(query):
+                    counts = (int(row.requests), int(row.texts), int(row.tokens), int(row.known))
+                    found[row.run] = Used(*counts, usd=row.usd)
+        return found
 
     @again
     def stored(self) -> tuple[int, int]:
@@ -178,6 +189,14 @@ class Vectors:
         size = sa.func.coalesce(sa.func.sum(sa.func.length(vectors.c.vector)), 0)
         with self.records.reading() as connection:
             row = connection.execute(sa.select(sa.func.count(vectors.c.vector), size)).one()
+        return int(row[0]), int(row[1])
+
+    @again
+    def older(self, before: str) -> tuple[int, int]:
+        """(kept vectors and refused texts that were written before an ISO time, bytes of the vectors)."""
+        size = sa.func.coalesce(sa.func.sum(sa.func.length(vectors.c.vector)), 0)
+        with self.records.reading() as connection:
+            row = connection.execute(sa.select(sa.func.count(), size).where(vectors.c.written < before)).one()
         return int(row[0]), int(row[1])
 
     @again
@@ -223,6 +242,27 @@ class Vectors:
         for part in _chunks([json.dumps(item) for item in items]):
             chosen = (marks.c.place == place, marks.c.vector == vector, marks.c.item.in_(part))
             connection.execute(marks.delete().where(*chosen))
+
+    def set_aside(
+        self, connection: sa.Connection, run: str, place: str, saved: str, vector: str, items: Sequence[PointId]
+    ) -> None:
+        """Before points are written: what is known of them goes with their saved copies, unless `run` recorded it, and
+        they are marked as of no model until the checkpoint. In a transaction of the caller."""
+        for part in _chunks([json.dumps(item) for item in items]):
+            chosen = (marks.c.place == place, marks.c.vector == vector, marks.c.item.in_(part))
+            known = connection.execute(sa.select(marks).where(*chosen, marks.c.run != run)).mappings().all()
+            self._upsert(connection, marks, [{**row, "place": saved} for row in known], ())
+            blank = {"place": place, "vector": vector, "model": "", "text": "", "run": run}
+            self._upsert(connection, marks, [blank | {"item": item} for item in part], ("model", "text", "run"))
+
+    def bring_back(
+        self, connection: sa.Connection, saved: str, place: str, vector: str, items: Sequence[PointId]
+    ) -> None:
+        """Saved points stand in their place again, and so does what was known of them."""
+        for part in _chunks([json.dumps(item) for item in items]):
+            chosen = (marks.c.place == saved, marks.c.vector == vector, marks.c.item.in_(part))
+            known = connection.execute(sa.select(marks).where(*chosen)).mappings().all()
+            self._upsert(connection, marks, [{**row, "place": place} for row in known], ("model", "text", "run"))
 
     @again
     def forget_place(self, place: str) -> None:

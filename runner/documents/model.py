@@ -42,6 +42,18 @@ def check(database: Database, rows: VersionRows) -> int:
         return int(connection.execute(sa.select(sa.func.count()).select_from(table)).scalar_one())
 
 
+def holds(database: Database, rows: VersionRows, version: str) -> str:
+    """Empty if the version column can hold this version, else why not."""
+    column = column_of(database.table(rows.table), rows.version_column)
+    place = f"{rows.table}.{rows.version_column} is {column.type}"
+    if not isinstance(column.type, sa.String | sa.types.NullType):
+        return f"{place}, and a version is text"
+    length = getattr(column.type, "length", None)
+    if length is not None and length < len(version):
+        return f"{place}; {version!r} has {len(version)} characters. Widen it, or give the model a shorter version: in vecrun.yaml"
+    return ""
+
+
 def versions(database: Database, rows: VersionRows, ids: Sequence[PointId]) -> dict[PointId, str | None]:
     """id -> version, for the points that a row names."""
     table = database.table(rows.table)

@@ -52,6 +52,7 @@ class Service:
     ) -> None:
         self.run, self.embed, self.embedder, self.kept, self.limits = run, embed, embedder, kept, limits
         self.spend = spend
+        self._refused_in = run if spend else ""  # who only compares asks for nothing
         self.key, self.bounds = embed.identity.key, embedder.bounds()
         self.price = embedder.price()
         self.stop = threading.Event()
@@ -69,13 +70,13 @@ class Service:
         made: dict[str, Made] = {
             key: Refusal("the text is empty", 1) for key, text in wanted.items() if not text.strip()
         }
-        kept = self.kept.get(self.key, [key for key in wanted if key not in made])
+        kept = self.kept.get(self.key, [key for key in wanted if key not in made], self._refused_in)
         made |= kept
         if count and (known := sum(not isinstance(item, Refusal) for item in kept.values())):
             self.kept.count_known(self.run, self.key, known)
         mine, others = self._claim([key for key in wanted if key not in made])
         # what another thread finished between our look and our claim is kept by now
-        late = self.kept.get(self.key, mine)
+        late = self.kept.get(self.key, mine, self._refused_in)
         for key, item in late.items():
             self._arrived(key, item)
         made |= late
@@ -256,7 +257,7 @@ class Service:
         return Used(1, texts, tokens, 0, tokens * self.price.usd / 1e6 if self.price is not None else None)
 
     def _refused(self, item: Item, error: str) -> dict[str, Made]:
-        refusal = Refusal(error, self.kept.refuse(self.key, item.key, error))
+        refusal = Refusal(error, self.kept.refuse(self.run, self.key, item.key, error))
         self._arrived(item.key, refusal)
         return {item.key: refusal}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from runner.embedder import ModelIdentity
+from runner.embedder import ModelIdentity, money
 from runner.kinds.reembedding.estimate import Cost, Work
 from runner.kinds.reembedding.spec import ReembeddingSpec
 from runner.plan import Fact, Place, VersionRows
@@ -41,18 +41,18 @@ def describe(change: Change, world: World, work: Work, cost: Cost) -> list[Fact]
     }[spec.strategy]
     present = _present(change, world)
     facts = [
-        Fact(label="strategy", after=what),
         Fact(label="model", before=present, after=_model_text(spec.model, identity)),
         Fact(label="vector", before=_vector_text(change.before), after=_vector_text(change.schema.vector(change.before.name))),
+        Fact(label="cost", after=_cost_text(cost)),
+        Fact(label="time", after=_time_text(cost)),
         Fact(label="points", before=f"{change.points:,}"),
         Fact(
             label="to embed",
             after=("" if work.exact else "about ") + f"{work.texts:,} texts" + (f", {work.known:,} of them kept from before" if work.known else ""),
         ),
-        Fact(label="text", after=f"payload field {spec.text.field}" if spec.text.field else _column_text(change)),
         Fact(label="tokens", after=("" if work.exact else "about ") + f"{cost.tokens:,} ({cost.counting})"),
-        Fact(label="cost", after=f"about {cost.usd:,.2f} USD ({cost.price})" if cost.usd is not None else f"not known: {cost.price}"),
-        Fact(label="time", after=_time_text(cost)),
+        Fact(label="text", after=f"payload field {spec.text.field}" if spec.text.field else _column_text(change)),
+        Fact(label="strategy", after=what),
     ]  # fmt: skip
     if change.rows is not None:
         facts.append(
@@ -79,15 +79,26 @@ def describe(change: Change, world: World, work: Work, cost: Cost) -> list[Fact]
         )
     how = {"full": "every point", "sample": f"{spec.verify.sample} points", "count": "counts only"}[spec.verify.mode]
     facts.append(Fact(label="verification", after=how))
-    if spec.live is not None:
-        until = f"until a pass finds at most {spec.live.bound:,} points"
-        facts.append(
-            Fact(
-                label="written to meanwhile",
-                after=f"caught up in passes over all ids, {until}, and once more after the switch",
-            )
-        )
+    facts.append(Fact(label="written to meanwhile", after=_live_text(spec)))
     return facts
+
+
+def _live_text(spec: ReembeddingSpec) -> str:
+    """How what is written during the run gets its new vector."""
+    if spec.live is None:
+        seen = "the verification then stops the run" if spec.verify.mode == "full" else "not seen"
+        return f"not expected, and {seen}; live: in the job brings it over"
+    by = f"by {spec.live.field}" if spec.live.field and not spec.in_place else "by ids and content"
+    text = f"brought over {by} in passes over all points, until a pass repairs at most {spec.live.bound:,}"
+    if spec.live.hold:
+        return f"{text}; then the run waits until its writers are stopped, and looks once more"
+    return f"{text}, and once more after the switch"
+
+
+def _cost_text(cost: Cost) -> str:
+    if cost.usd is None:
+        return f"not known: {cost.price}"
+    return f"{'about ' if cost.usd else ''}{money(cost.usd)} USD ({cost.price})"
 
 
 def _present(change: Change, world: World) -> str:
@@ -111,14 +122,18 @@ def _column_text(change: Change) -> str:
 def _time_text(cost: Cost) -> str:
     if cost.seconds is None:
         return cost.speed
+    if not cost.speed:
+        return "none: everything is kept from before"
     text = (
-        f"{cost.seconds:,.0f} s"
+        "under 1 s"
+        if cost.seconds < 1
+        else f"about {cost.seconds:,.0f} s"
         if cost.seconds < 90
-        else f"{cost.seconds / 60:,.0f} min"
+        else f"about {cost.seconds / 60:,.0f} min"
         if cost.seconds < 5400
-        else f"{cost.seconds / 3600:,.1f} h"
+        else f"about {cost.seconds / 3600:,.1f} h"
     )
-    return f"about {text} ({cost.speed})" if cost.speed else "none: everything is kept from before"
+    return f"{text} ({cost.speed})"
 
 
 def _vector_text(item: VectorField) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from runner.clauses.live import LivePlan
 from runner.clauses.spec import notice, saved_name
 from runner.clauses.texts import Choice
-from runner.embedder import ModelIdentity
+from runner.embedder import ModelIdentity, money
 from runner.errors import NotFound, Permanent
 from runner.kinds import Draft
 from runner.kinds.reembedding import estimate
@@ -54,6 +54,7 @@ OVERWRITES = "VL202"
 TARGET_EXISTS = "VX206"
 NO_TEXT = "VX207"
 ALIAS_TAKEN = "VX204"
+VERSION_COLUMN = "VX208"
 
 
 def recurring(spec: ReembeddingSpec) -> bool:
@@ -313,7 +314,7 @@ def _of_cost(spec: ReembeddingSpec, world: World, cost: estimate.Cost) -> list[P
     if cost.usd is None and cost.tokens:
         found.append(Problem(NO_PRICE, f"about {cost.tokens:,} tokens; {cost.price}"))
     if most is not None and cost.usd is not None and cost.usd > most:
-        found.append(Problem(COST, f"embedding costs about {cost.usd:,.2f} USD; at most {most:,.2f} is allowed"))
+        found.append(Problem(COST, f"embedding costs about {money(cost.usd)} USD; at most {money(most)} is allowed"))
     times = [duration_seconds(value) for value in (spec.budget.time, policies.time) if value is not None]
     if times and cost.seconds is not None and cost.seconds > min(times):
         found.append(Problem(TIME, f"embedding takes longer than the {min(times) / 60:,.0f} minutes that are allowed"))
@@ -340,7 +341,7 @@ def _arrange(
         usd=round(cost.usd, 4) if cost.usd is not None else None,
         bytes=int(work.texts * (4 * change.embed.identity.dimension + work.point_bytes)),
     )  # fmt: skip
-    begin, end = _set_model(job, change, world, state)
+    begin, end = _set_model(job, change, world, state, draft)
     settle = SettleFailures(
         source=change.source, target=change.target, saved=change.saved, target_schema=change.schema,
         transform=change.transform, allow=spec.failures.allow, accept=accept,
@@ -403,7 +404,9 @@ def _again(end: SetModel) -> SetModel:
     return end.model_copy(update={"phase": "again", "info": None, "before": None, "after": None})
 
 
-def _set_model(job: str, change: Change, world: World, state: State) -> tuple[SetModel | None, SetModel | None]:
+def _set_model(
+    job: str, change: Change, world: World, state: State, draft: Draft
+) -> tuple[SetModel | None, SetModel | None]:
     """The steps that take marks away and set them; None where nothing is marked."""
     spec, identity = change.spec, change.embed.identity
     if change.rows is None and spec.knowledge_base is None:
@@ -414,6 +417,8 @@ def _set_model(job: str, change: Change, world: World, state: State) -> tuple[Se
     if change.rows is not None:
         database = world.database(change.rows.connection)
         model.check(database, change.rows)
+        if reason := model.holds(database, change.rows, identity.version):
+            draft.notices.append(notice(Problem(VERSION_COLUMN, reason), change.rows.connection, {}))
         undo = chunks.free_name(database, change.rows.table, f"{job}:{state.lineage}:{state.serial}:versions")
     if spec.knowledge_base is not None:
         base = spec.knowledge_base
@@ -479,5 +484,7 @@ def _cutover(change: Change, world: World, draft: Draft) -> list[Step]:
         )
     )  # fmt: skip
     message = f"readers that follow {alias} are switched to {change.target}, and embed queries with {spec.model}"
+    if spec.in_place:
+        message = f"readers that follow {alias} embed queries with {spec.model} when all vectors are replaced, not before"
     draft.notices.append(Notice(code=SWITCHES_READERS, message=message, where=alias))
     return steps

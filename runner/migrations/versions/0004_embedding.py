@@ -15,6 +15,7 @@ def upgrade() -> None:
         sa.Column("vector", sa.LargeBinary),
         sa.Column("error", sa.Text),
         sa.Column("attempts", sa.Integer, nullable=False, server_default="0"),
+        sa.Column("run", sa.String(32)),
         sa.Column("written", sa.String(32), nullable=False),
     )
     op.create_table(
