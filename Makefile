@@ -21,6 +21,9 @@ setup: $(STAMP) ## make the virtual environment with everything in it
 demo: $(STAMP) ## move a small real knowledge base Milvus -> Qdrant -> pgvector and back (about two minutes)
 	$(BIN)/vecrun demo
 
+demo-reembed: $(STAMP) ## give a small real knowledge base a better model while another process searches it (about a minute)
+	$(BIN)/vecrun demo --reembed
+
 test: $(STAMP) ## all tests, on real stores that come from packages; two halves at once, as most of the time is waiting
 	@mkdir -p .pytest_cache; \
 	$(BIN)/python -m pytest -q -o cache_dir=.pytest_cache/e2e tests/e2e tests/faults > .pytest_cache/e2e.log 2>&1 & other=$$!; \
@@ -64,4 +67,4 @@ fmt: $(STAMP) ## format and fix what can be fixed
 clean: ## remove what was built
 	rm -rf $(VENV) .demo .bench build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
-.PHONY: help setup demo test contract check faults faults-distributed bench schemas golden constraints fmt clean
+.PHONY: help setup demo demo-reembed test contract check faults faults-distributed bench schemas golden constraints fmt clean

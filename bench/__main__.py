@@ -11,10 +11,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from bench import memory, pairs, workers
+from bench import embedding, memory, pairs, workers
 
-#: Beside the pairs: memory of a large copy; 1, 2 and 4 workers against one process; many small points through workers.
-OTHERS = ("memory", "workers", "small")
+#: Beside the pairs: memory of a large copy; 1, 2 and 4 workers against one process; many small points through workers;
+#: a change of the model against a loop that calls it, and what a crash of it costs.
+OTHERS = ("memory", "workers", "small", "embedding")
 
 
 def main() -> int:
@@ -32,6 +33,8 @@ def main() -> int:
         workers.scaling(folder, arguments.scale, arguments.rounds)
     if "small" in wanted:
         workers.small(folder, arguments.scale)
+    if "embedding" in wanted:
+        embedding.run(folder, arguments.scale, arguments.rounds)
     return 0
 
 

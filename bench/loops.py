@@ -35,22 +35,23 @@ def fill_pgvector(ground: Ground) -> None:
     """`bench_source` with `ground.points` rows: bigint id, vector(384), jsonb payload."""
     with psycopg.connect(ground.pg_url, autocommit=True) as database:
         database.execute("create extension if not exists vector")
-        _table(database, "bench_source")
+        empty_table(database, "bench_source")
         for start in range(0, ground.points, 10_000):
             count = min(10_000, ground.points - start)
             texts = [json.dumps(payload(start + n)).encode() for n in range(count)]
-            _copy_rows(database, "bench_source", range(start, start + count), vectors(start, count), texts)
+            copy_rows(database, "bench_source", range(start, start + count), vectors(start, count), texts)
         database.execute("vacuum analyze bench_source")
 
 
-def _table(database: psycopg.Connection[Any], name: str) -> None:
+def empty_table(database: psycopg.Connection[Any], name: str) -> None:
+    """id bigint, vector(384), jsonb payload."""
     database.execute(f"drop table if exists {name}")  # type: ignore[arg-type]
     database.execute(
         f"create table {name} (id bigint primary key, embedding vector({DIMENSION}), payload jsonb not null)"  # type: ignore[arg-type]
     )
 
 
-def _copy_rows(database: psycopg.Connection[Any], table: str, ids: Any, matrix: np.ndarray, texts: list[bytes]) -> None:
+def copy_rows(database: psycopg.Connection[Any], table: str, ids: Any, matrix: np.ndarray, texts: list[bytes]) -> None:
     """Binary COPY: the fastest way into PostgreSQL that psycopg offers."""
     numbers = np.ascontiguousarray(matrix, dtype=">f4").tobytes()
     size = DIMENSION * 4
@@ -88,11 +89,11 @@ def _pages(url: str) -> Any:
 
 def pgvector_to_pgvector(ground: Ground) -> float:
     with psycopg.connect(ground.pg_url) as target:
-        _table(target, "bench_bare")
+        empty_table(target, "bench_bare")
         target.commit()
         began = time.monotonic()
         for ids, matrix, texts in _pages(ground.pg_url):
-            _copy_rows(target, "bench_bare", ids, matrix, texts)
+            copy_rows(target, "bench_bare", ids, matrix, texts)
             target.commit()
         return time.monotonic() - began
 
@@ -146,14 +147,14 @@ def milvus_to_pgvector(ground: Ground) -> float:
     client.load_collection("bench_source")
     with psycopg.connect(ground.pg_url) as target:
         target.execute("create extension if not exists vector")
-        _table(target, "bench_bare")
+        empty_table(target, "bench_bare")
         target.commit()
         began = time.monotonic()
         iterator = client.query_iterator("bench_source", batch_size=BATCH, output_fields=["*"])
         while rows := iterator.next():
             matrix = np.array([row.pop("vector") for row in rows], dtype=np.float32)
             ids = [row.pop("id") for row in rows]
-            _copy_rows(target, "bench_bare", ids, matrix, [json.dumps(dict(row)).encode() for row in rows])
+            copy_rows(target, "bench_bare", ids, matrix, [json.dumps(dict(row)).encode() for row in rows])
             target.commit()
         seconds = time.monotonic() - began
         iterator.close()

@@ -127,6 +127,13 @@ class Reply:
     tokens: int | None = None
 
 
+def money(usd: float) -> str:
+    """USD for people: 1,234.50 and 0.0042."""
+    if usd == 0 or usd >= 0.1:
+        return f"{usd:,.2f}"
+    return f"{usd:.4f}" if usd >= 0.0001 else "under 0.0001"
+
+
 @dataclass(frozen=True)
 class Price:
     """USD for a million tokens, and where that stands."""

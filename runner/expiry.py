@@ -1,7 +1,8 @@
 """What is kept for rollbacks that can no longer be: found first, and removed only once it was shown.
 
-A run keeps its line in the history, its steps and its log. What goes is what only its rollback needed (undo tables) and
-what says something about single points (id mapping, partitions, findings). No collection is touched here.
+A run keeps its line in the history, its steps, its log and what it cost. What goes is what only its rollback needed
+(undo tables, saved points) and what says something about single points (id mapping, partitions, findings, failed items).
+Of collections only those are dropped that a run made to save points in. Kept vectors go by their age.
 """
 
 from __future__ import annotations
@@ -10,25 +11,29 @@ import threading
 import uuid
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
 
 from runner import crash
+from runner.clauses.spec import saved
 from runner.errors import LockHeld, VecrunError
-from runner.ledger import FINAL
-from runner.lock import Keeper, Lease
-from runner.plan import Plan, RewriteIds, loads
+from runner.ledger import FINAL, Ledger
+from runner.lock import Keeper, Lease, collection
+from runner.plan import CopyPoints, Place, Plan, ReplaceVectors, RewriteIds, SetModel, SettleFailures, loads
 from runner.settings import Settings, duration_seconds
 from runner.state import KEEP_VERSIONS, SERVING, State, States
 from runner.sweeper import Sweeper
-from runner.tables import findings, id_map, log, partitions, workers
+from runner.tables import failures, findings, id_map, log, marks, partitions, workers
+from runner.vectors import Vectors
 from runner.world import World
 
 #: Seconds of silence after which a worker's line is of no use.
 GONE_SECONDS = 60.0
+#: What the rows of failed items are called.
+FAILED = "failed items"
 #: Rows that are removed in one transaction: others wait for it.
 CHUNK = 10_000
 
@@ -42,11 +47,21 @@ class Leftover:
     why: str
     rollback: bool  # its state still offers the rollback, which ends with it
     tables: dict[str, int]  # CONNECTION/undo table -> rows
-    rows: dict[str, int]  # of the ledger: id mapping, partitions, findings, log details
+    rows: dict[str, int]  # of the ledger: id mapping, partitions, findings, failed items, log details
+    collections: dict[str, int] = field(default_factory=dict)  # CONNECTION/collection of saved points -> points
 
     @property
     def empty(self) -> bool:
-        return not (self.rollback or self.tables or self.rows)
+        return not (self.rollback or self.tables or self.rows or self.collections)
+
+
+@dataclass(frozen=True)
+class OldVectors:
+    """Vectors that were kept before `before` (ISO 8601, UTC), and texts that were refused before."""
+
+    before: str
+    count: int
+    bytes: int
 
 
 @dataclass(frozen=True)
@@ -57,10 +72,13 @@ class Garbage:
     history: tuple[tuple[str, tuple[int, ...]], ...] = ()  # (document, serials)
     workers: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
+    vectors: OldVectors | None = None
+    marks: dict[str, int] = field(default_factory=dict)  # CONNECTION/collection that is gone -> points with a mark
+    freed: int = 0  # bytes by which the ledger's file became smaller
 
     @property
     def empty(self) -> bool:
-        return not (self.runs or self.history or self.workers)
+        return not (self.runs or self.history or self.workers or self.vectors or self.marks)
 
 
 def find(settings: Settings, ledger: Sweeper, states: States, jobs: Collection[str] | None = None) -> Garbage:
@@ -85,8 +103,12 @@ def find(settings: Settings, ledger: Sweeper, states: States, jobs: Collection[s
                 history.append((name, tuple(old)))
         except VecrunError as exc:
             left.append(f"{name}: {exc}")
-    gone = _gone(ledger) if jobs is None else ()
-    return Garbage(tuple(runs), tuple(history), gone, tuple(left))
+    if jobs is not None:
+        return Garbage(tuple(runs), tuple(history), (), tuple(left))
+    aged, reason = _old_vectors(settings, ledger, now)
+    orphans, reasons = _orphans(settings, ledger)
+    left += [reason] if reason else []
+    return Garbage(tuple(runs), tuple(history), _gone(ledger), (*left, *reasons), aged, orphans)
 
 
 def remove(settings: Settings, ledger: Sweeper, states: States, shown: Garbage, say: Callable[[str], None]) -> Garbage:
@@ -98,7 +120,8 @@ def remove(settings: Settings, ledger: Sweeper, states: States, shown: Garbage, 
     removed, left = Garbage(), list[str]()
     serials = dict(shown.history)
     for job in sorted({item.job for item in shown.runs} | serials.keys()):
-        names = ["gc" if job == SERVING else f"job:{job}"]
+        saved_points = {name for item in shown.runs if item.job == job for name in item.collections}
+        names = ["gc" if job == SERVING else f"job:{job}", *sorted(map(collection, saved_points))]
         try:
             with _leased(ledger, names, settings.workspace.limits.lease_seconds) as lease:
                 still = find(settings, ledger, states, [job])
@@ -118,7 +141,11 @@ def remove(settings: Settings, ledger: Sweeper, states: States, shown: Garbage, 
         limit = ledger.clock(connection) - GONE_SECONDS
         chosen = workers.c.worker.in_(shown.workers)
         connection.execute(workers.delete().where(chosen, workers.c.seen < limit))
-    return Garbage(removed.runs, removed.history, shown.workers, (*shown.left, *left))
+    orphans = _forget_orphans(settings, ledger, shown.marks, left)
+    aged, reason = _expire_vectors(ledger, shown.vectors)
+    left += [reason] if reason else []
+    freed = ledger.compact() if not ledger.holders() else 0
+    return Garbage(removed.runs, removed.history, shown.workers, (*shown.left, *left), aged, orphans, freed)
 
 
 @contextmanager
@@ -146,7 +173,7 @@ def _of_job(settings: Settings, ledger: Sweeper, state: State, now: datetime) ->
     """Finished runs of a job that cannot be rolled back, and reasons why some of their tables were not looked at."""
     applied = {item.run: item for item in state.applied}
     found, left = list[Leftover](), list[str]()
-    known = set()
+    known, over, needed = set(), list[tuple[Any, Plan, str]](), set[str]()
     for row in ledger.runs_of(state.job):
         known.add(row["run"])
         if row["status"] not in FINAL:
@@ -163,13 +190,19 @@ def _of_job(settings: Settings, ledger: Sweeper, state: State, now: datetime) ->
         elif plan.purpose == "rollback":
             why = f"is a rollback, finished on {finished:%Y-%m-%d}"
         elif expires > now:
+            needed |= {*_undo_names(plan), *map(str, _saved_places(plan))}
             continue
+        over.append((row, plan, why))
+    for row, plan, why in over:
         with World(settings, "read", plan.inline) as world:
-            tables, reasons = _undo_tables(plan, world)
-        left += [f"run {row['run']} {why}, but {reason}" for reason in reasons]
-        rollback = item is not None and row["run"] not in state.forgotten
+            tables, reasons = _undo_tables(plan, world, needed)
+            collections, more = _saved_points(plan, world, needed)
+        left += [f"run {row['run']} {why}, but {reason}" for reason in (*reasons, *more)]
+        rollback = row["run"] in applied and row["run"] not in state.forgotten
         rows = _rows(ledger, row["run"], _before(settings, now))
-        leftover = Leftover(row["run"], state.job, why, rollback, tables, rows)
+        if _can_retry(state, row["run"], plan):
+            rows.pop(FAILED, None)
+        leftover = Leftover(row["run"], state.job, why, rollback, tables, rows, collections)
         if not leftover.empty:
             found.append(leftover)
     for item in state.applied:  # of another ledger: there is nothing of it here but the entry
@@ -179,24 +212,77 @@ def _of_job(settings: Settings, ledger: Sweeper, state: State, now: datetime) ->
     return found, left
 
 
-def _undo_tables(plan: Plan, world: World) -> tuple[dict[str, int], list[str]]:
-    from runner.documents import chunks
+def _can_retry(state: State, run: str, plan: Plan) -> bool:
+    """Whether failed items of a run can be tried again once it is past its rollback: what they miss is still missed in
+    the collection that it made. In place the next incremental run finds them by itself."""
+    settle = [step for step in plan.steps if isinstance(step, SettleFailures)]
+    live = state.status == "applied" and state.applied[-1].run == run
+    return live and plan.purpose == "apply" and bool(settle) and settle[0].saved is None
 
-    found, left = dict[str, int](), list[str]()
+
+def _undo_names(plan: Plan) -> dict[str, RewriteIds | SetModel]:
+    """CONNECTION/undo table -> a step that fills it."""
+    found: dict[str, RewriteIds | SetModel] = {}
     for step in plan.steps:
         if isinstance(step, RewriteIds):
-            name, connection = f"{step.chunks.connection}/{step.undo_table}", step.chunks.connection
-            try:
-                if world.digest(connection) != plan.connections.get(connection, world.digest(connection)):
-                    left.append(f"{name} is not looked for: the connection points somewhere else now")
-                    continue
-                rows = chunks.undo_rows(world.database(connection), step.chunks, step.undo_table)
-            except VecrunError as exc:
-                left.append(f"{name} is not looked for: {exc}")
+            found[f"{step.chunks.connection}/{step.undo_table}"] = step
+        elif isinstance(step, SetModel) and step.phase in ("begin", "end") and step.rows is not None:
+            found[f"{step.rows.connection}/{step.undo_table}"] = step
+    return found
+
+
+def _saved_places(plan: Plan) -> list[Place]:
+    """Collections that a run made to save points in."""
+    places = {step.saved: None for step in plan.steps if isinstance(step, ReplaceVectors)}
+    return [place for place in places if saved(place.collection)]
+
+
+def _undo_tables(plan: Plan, world: World, needed: set[str]) -> tuple[dict[str, int], list[str]]:
+    found, left = dict[str, int](), list[str]()
+    for name, step in _undo_names(plan).items():
+        if name in needed:
+            continue
+        try:
+            if _moved(plan, world, connection := name.partition("/")[0]):
+                left.append(f"{name} is not looked for: the connection points somewhere else now")
                 continue
-            if rows is not None:
-                found[name] = rows
+            rows = _undo_rows(world, connection, step)
+        except VecrunError as exc:
+            left.append(f"{name} is not looked for: {exc}")
+            continue
+        if rows is not None:
+            found[name] = rows
     return found, left
+
+
+def _undo_rows(world: World, connection: str, step: RewriteIds | SetModel) -> int | None:
+    from runner.documents import chunks, model
+
+    if isinstance(step, RewriteIds):
+        return chunks.undo_rows(world.database(connection), step.chunks, step.undo_table)
+    assert step.rows is not None
+    return model.undo_rows(world.database(connection), step.rows, step.undo_table)
+
+
+def _saved_points(plan: Plan, world: World, needed: set[str]) -> tuple[dict[str, int], list[str]]:
+    found, left = dict[str, int](), list[str]()
+    for place in _saved_places(plan):
+        if str(place) in needed:
+            continue
+        try:
+            if _moved(plan, world, place.connection):
+                left.append(f"{place} is not looked for: the connection points somewhere else now")
+                continue
+            store = world.store(place.connection)
+            if store.inspect(place.collection) is not None:
+                found[str(place)] = store.count(place.collection)
+        except VecrunError as exc:
+            left.append(f"{place} is not looked for: {exc}")
+    return found, left
+
+
+def _moved(plan: Plan, world: World, connection: str) -> bool:
+    return world.digest(connection) != plan.connections.get(connection, world.digest(connection))
 
 
 def _rows(ledger: Sweeper, run: str, before: datetime) -> dict[str, int]:
@@ -214,6 +300,7 @@ def _tables(run: str, before: datetime) -> dict[str, tuple[sa.Table, tuple[Any, 
         "id mapping": (id_map, (id_map.c.run == run,)),
         "partitions": (partitions, (partitions.c.run == run,)),
         "findings": (findings, (findings.c.run == run,)),
+        FAILED: (failures, (failures.c.run == run,)),
         # a verification writes such lines long after the run
         "log details": (log, (log.c.run == run, log.c.details.is_not(None), log.c.time < _written(before))),
     }
@@ -239,10 +326,9 @@ def _remove_runs(
         crash.point("gc", "state")
     left, before = list[str](), _before(settings, _now(ledger))
     for item in runs:
-        if item.tables:
+        if item.tables or item.collections:
             plan = loads(ledger.run(item.run)["plan"], f"run {item.run}")
-            left += _drop(settings, plan, item)
-            crash.point("gc", "tables")
+            left += _drop(settings, ledger, plan, item)
         for name, (table, where) in _tables(item.run, before).items():
             if name in item.rows:
                 _delete(ledger, lease, table, where)
@@ -263,17 +349,31 @@ def _without(state: State, ending: set[str], now: datetime) -> State:
     )
 
 
-def _drop(settings: Settings, plan: Plan, item: Leftover) -> list[str]:
-    from runner.documents import chunks
+def _drop(settings: Settings, ledger: Sweeper, plan: Plan, item: Leftover) -> list[str]:
+    """Undo tables, then saved points. Reasons why something was left."""
+    from runner.documents import chunks, model
 
     left = []
     with World(settings, "write", plan.inline) as world:
-        for step in plan.steps:
-            if isinstance(step, RewriteIds) and f"{step.chunks.connection}/{step.undo_table}" in item.tables:
+        for name, step in _undo_names(plan).items():
+            if name in item.tables:
                 try:
-                    chunks.forget(world.database(step.chunks.connection), step.chunks, step.undo_table)
+                    database = world.database(name.partition("/")[0])
+                    if isinstance(step, RewriteIds):
+                        chunks.forget(database, step.chunks, step.undo_table)
+                    elif step.rows is not None:
+                        model.forget(database, step.rows, step.undo_table)
                 except VecrunError as exc:
-                    left.append(f"{step.chunks.connection}/{step.undo_table} of run {item.run}: {exc}")
+                    left.append(f"{name} of run {item.run}: {exc}")
+                crash.point("gc", "tables")
+        for place in _saved_places(plan):
+            if str(place) in item.collections:
+                try:
+                    world.store(place.connection).drop(place.collection)
+                    crash.point("gc", "collections")
+                    Vectors(ledger).forget_place(str(place))
+                except VecrunError as exc:
+                    left.append(f"{place} of run {item.run}: {exc}")
     return left
 
 
@@ -286,3 +386,80 @@ def _delete(ledger: Sweeper, lease: Lease, table: sa.Table, where: tuple[Any, ..
         with ledger.guarded(lease) as connection:
             if connection.execute(statement).rowcount == 0:
                 return
+
+
+# Kept vectors, and what points were made from ---------------------------------------------------------------------------
+
+
+def _old_vectors(settings: Settings, ledger: Sweeper, now: datetime) -> tuple[OldVectors | None, str]:
+    """(vectors that are kept for longer than vectors.keep, why they are not looked at)."""
+    if run := embedding(ledger):
+        return None, f"kept vectors: run {run} is not finished and may need them"
+    keep = duration_seconds(settings.workspace.vectors.keep)
+    before = _written(now - timedelta(seconds=keep))
+    count, size = Vectors(ledger).older(before)
+    return (OldVectors(before, count, size) if count else None), ""
+
+
+def embedding(ledger: Ledger, but: str = "") -> str:
+    """An unfinished run that embeds, `but` aside: it needs kept vectors. Empty if there is none."""
+    for row in ledger.runs_of():
+        if row["status"] not in FINAL and row["run"] != but:
+            plan = loads(ledger.run(row["run"])["plan"], f"run {row['run']}")
+            if any(
+                isinstance(step, CopyPoints | ReplaceVectors | SettleFailures) and step.transform.embed
+                for step in plan.steps
+            ):
+                return str(row["run"])
+    return ""
+
+
+def _expire_vectors(ledger: Sweeper, shown: OldVectors | None) -> tuple[OldVectors | None, str]:
+    if shown is None:
+        return None, ""
+    if run := embedding(ledger):
+        return None, f"kept vectors: run {run} has begun and may need them"
+    _count, size = Vectors(ledger).older(shown.before)
+    gone = Vectors(ledger).expire(datetime.fromisoformat(shown.before))
+    crash.point("gc", "vectors")
+    return OldVectors(shown.before, gone, size), ""
+
+
+def _orphans(settings: Settings, ledger: Sweeper) -> tuple[dict[str, int], list[str]]:
+    """(collections that are gone, with the number of points of which a mark is left; why some were not looked for)."""
+    found, left = dict[str, int](), list[str]()
+    with ledger.reading() as connection:
+        query = sa.select(marks.c.place, sa.func.count(), sa.func.max(marks.c.run)).group_by(marks.c.place)
+        rows = [(str(place), int(count), str(run)) for place, count, run in connection.execute(query)]
+    for place, count, run in rows:
+        try:
+            plan = loads(ledger.run(run)["plan"], f"run {run}")
+            with World(settings, "read", plan.inline) as world:
+                if _is_gone(plan, world, place):
+                    found[place] = count
+        except VecrunError as exc:
+            left.append(f"marks of {place}: {exc}")
+    return found, left
+
+
+def _is_gone(plan: Plan, world: World, place: str) -> bool:
+    """Whether a collection was looked for where the run had it, and is not there."""
+    connection, _, name = place.partition("/")
+    return not _moved(plan, world, connection) and world.store(connection).inspect(name) is None
+
+
+def _forget_orphans(settings: Settings, ledger: Sweeper, shown: dict[str, int], left: list[str]) -> dict[str, int]:
+    """What was removed; reasons why something was not go into `left`."""
+    done: dict[str, int] = {}
+    for place in shown:
+        try:
+            with _leased(ledger, [collection(place)], settings.workspace.limits.lease_seconds):
+                still, reasons = _orphans(settings, ledger)  # somebody may have made it anew meanwhile
+                left += [reason for reason in reasons if reason.startswith(f"marks of {place}:")]
+                if place in still:
+                    Vectors(ledger).forget_place(place)
+                    done[place] = still[place]
+                    crash.point("gc", "marks")
+        except LockHeld as exc:
+            left.append(f"marks of {place}: {exc.detail}")
+    return done

@@ -208,6 +208,11 @@ class Ledger(Leases):
             if status == "done":
                 connection.execute(runs.update().where(runs.c.run == lease.run).values(takeovers=0))
 
+    def note_step(self, connection: sa.Connection, run: str, step: int, result: Any) -> None:
+        """Store what a step has done so far, in a transaction of the caller."""
+        chosen = (steps.c.run == run, steps.c.step == step)
+        connection.execute(steps.update().where(*chosen).values(result=json.dumps(result)))
+
     @again
     def steps_of(self, run: str) -> list[dict[str, Any]]:
         """The steps of a run in order."""

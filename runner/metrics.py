@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from runner import __version__
+from runner.embedder import ModelIdentity
 from runner.errors import VecrunError
 from runner.ledger import FINAL, Ledger
 from runner.sweeper import SILENT_SECONDS
-from runner.tables import leases, log, partitions, runs, steps, workers
+from runner.tables import failures, leases, log, partitions, runs, steps, usage, workers
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric as Family
@@ -57,11 +58,20 @@ METRICS = {
         Metric("vecrun_run_points", "gauge", ("job", "run", "step"), "Points the run's plan has for steps of this type."),
         Metric("vecrun_run_points_done", "gauge", ("job", "run", "step"), "Points of them that are done."),
         Metric("vecrun_points_total", "counter", ("job", "step"),
-               "Points done by all runs: copied ones at each checkpoint, others when their step is done."),
+               "Points done by all runs: copied and embedded ones at each checkpoint, others when their step is done."),
         Metric("vecrun_batches_total", "counter", ("job", "step"), "Batches done by all runs, counted like points."),
         Metric("vecrun_retries_total", "counter", ("job", "step"), "Tries again after transient errors of a store."),
         Metric("vecrun_errors_total", "counter", ("job",),
                "Errors in the logs of runs: a run that failed, a partition that was set aside."),
+        Metric("vecrun_embedding_requests_total", "counter", ("job", "model"),
+               "Requests that models answered; model is the name in vecrun.yaml, and a dry run's job is empty."),
+        Metric("vecrun_embedding_texts_total", "counter", ("job", "model"), "Texts that models embedded."),
+        Metric("vecrun_embedding_known_total", "counter", ("job", "model"),
+               "Texts that nobody was asked for: their vectors are kept from before."),
+        Metric("vecrun_embedding_tokens_total", "counter", ("job", "model"),
+               "Tokens of these requests, as the provider counts them, else as vecrun does."),
+        Metric("vecrun_embedding_usd_total", "counter", ("job", "model"), "What they cost, where a price is known."),
+        Metric("vecrun_failed_items", "gauge", ("job",), "Items of its runs that could not be embedded and were left out."),
         Metric("vecrun_step_seconds", "summary", ("job", "step"), "Duration of the steps that are done."),
         Metric("vecrun_partitions", "gauge", ("status",), "Partitions of unfinished runs by status."),
         Metric("vecrun_redeliveries", "gauge", (),
@@ -99,6 +109,7 @@ class LedgerCollector:
         self._lock = threading.Lock()
         self._ended: dict[str, _Work] = {}  # by run; they do not change
         self._plans: dict[str, list[tuple[str, int]]] = {}  # by run: type and points of each step
+        self._models: dict[str, str] = {}  # key of a model's identity -> its name
 
     def describe(self) -> Iterable[Family]:
         """Nothing: the registry need not read the ledger to know the names."""
@@ -135,6 +146,7 @@ class LedgerCollector:
             samples.add("vecrun_runs", counts.get(status, 0), status)
         _read_leases(connection, clock, samples)
         _read_workers(connection, clock, samples)
+        _read_failures(connection, samples)
 
         columns = (runs.c.run, runs.c.job, runs.c.purpose, runs.c.status)
         query = sa.select(*columns).order_by(runs.c.created.desc(), runs.c.run.desc())
@@ -146,6 +158,7 @@ class LedgerCollector:
         shown = [*open_, *ended][:MAX_RUNS]
         self._plans = {run: self._plans[run] for run in present if run in self._plans}
         self._read_plans(connection, [row["run"] for row in (*open_, *new, *shown)])
+        self._add_usage(connection, samples)
         self._ended |= self._work(connection, new)
         work = self._ended | self._work(connection, open_)
         self._add_totals(work.values(), samples)
@@ -156,7 +169,27 @@ class LedgerCollector:
     def _read_plans(self, connection: sa.Connection, wanted: Sequence[str]) -> None:
         for some in _chunks([run for run in dict.fromkeys(wanted) if run not in self._plans]):
             for run, text in connection.execute(sa.select(runs.c.run, runs.c.plan).where(runs.c.run.in_(some))):
-                self._plans[run] = [(step["type"], _planned(step)) for step in json.loads(text)["steps"]]
+                plan = json.loads(text)["steps"]
+                self._plans[run] = [(step["type"], _planned(step)) for step in plan]
+                self._models |= dict(found for step in plan for found in _models(step))
+
+    def _add_usage(self, connection: sa.Connection, samples: _Samples) -> None:
+        """What runs have asked of models; of a model that no plan names any more, the key of its identity."""
+        names = ("requests", "texts", "known", "tokens", "usd")
+        query = (
+            sa.select(runs.c.job, usage.c.model, *(sa.func.sum(usage.c[name]).label(name) for name in names))
+            .join_from(usage, runs, usage.c.run == runs.c.run, isouter=True).group_by(runs.c.job, usage.c.model)
+        )  # fmt: skip
+        totals: dict[tuple[str, str], Counter[str]] = {}
+        for row in connection.execute(query).mappings():  # several identities may have had one name
+            total = totals.setdefault((row["job"] or "", self._models.get(row["model"], row["model"])), Counter())
+            for name in names:
+                if row[name] is not None:
+                    total[name] += row[name]
+        for labels, total in totals.items():
+            for name in names:
+                if name in total:
+                    samples.add(f"vecrun_embedding_{name}_total", float(total[name]), *labels)
 
     def _work(self, connection: sa.Connection, rows: Sequence[Any]) -> dict[str, _Work]:
         found = {row["run"]: _Work(row["job"]) for row in rows}
@@ -231,9 +264,18 @@ class LedgerCollector:
         samples.add("vecrun_redeliveries", again)
 
 
+def _models(step: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """(key of the identity, name) of the models of a step."""
+    for found in ((step.get("transform") or {}).get("embed"), step.get("old"), step.get("new")):
+        if found:
+            yield ModelIdentity(**found["identity"]).key, str(found["model"])
+
+
 def _planned(step: dict[str, Any]) -> int:
-    """Points that a step of a plan moves or compares; 0 for one that does neither."""
-    if "source" not in step or step.get("mode") == "count":
+    """Points that a step of a plan moves or compares; 0 for one that does neither, and for what comes after the switch."""
+    if "source" not in step and step["type"] not in ("replace_vectors", "restore_vectors"):
+        return 0
+    if step.get("mode") == "count" or (step["type"] == "replace_vectors" and step["phase"] == "after"):
         return 0
     points = int(step.get("points") or 0)
     return min(points, int(step["sample"])) if step.get("mode") == "sample" else points
@@ -243,10 +285,14 @@ def _add_step(work: _Work, kind: str, row: Any) -> None:
     result = json.loads(row["result"]) if row["result"] else {}
     ended = row["status"] == "done"
     value = {key: row[key] if row[key] is not None else result.get(key) for key in ("done", "batches", "retries")}
+    if kind == "replace_vectors" and "looked" in result:  # in passes: each begins anew, and a counter must not fall
+        work.counted[kind] += int(result["looked"]) + (0 if ended else int(row["done"] or 0))
+        work.points[kind] += max(int(result["done"]), int(row["done"] or 0))
+        value["done"] = None
     if value["done"] is not None:
         work.points[kind] += int(value["done"])
         # what is not copied may be begun anew, and a counter must not fall
-        if ended or kind == "copy_points":
+        if ended or kind in ("copy_points", "replace_vectors"):
             work.counted[kind] += int(value["done"])
             work.batches[kind] += int(value["batches"] or 0)
             work.retries[kind] += int(value["retries"] or 0)
@@ -261,6 +307,12 @@ def _read_leases(connection: sa.Connection, clock: float, samples: _Samples) -> 
         if row.renewed is not None:
             samples.add("vecrun_lease_age_seconds", clock - row.renewed, row.name)
         samples.add("vecrun_lease_expires_in_seconds", row.expires - clock, row.name)
+
+
+def _read_failures(connection: sa.Connection, samples: _Samples) -> None:
+    query = sa.select(runs.c.job, sa.func.count()).join_from(failures, runs, failures.c.run == runs.c.run)
+    for job, count in connection.execute(query.group_by(runs.c.job)):
+        samples.add("vecrun_failed_items", count, job)
 
 
 def _read_workers(connection: sa.Connection, clock: float, samples: _Samples) -> None:

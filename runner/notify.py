@@ -33,7 +33,7 @@ from runner.errors import Interrupted, Permanent, Transient, VecrunError, redact
 from runner.settings import Happening, Notification, Settings, resolve
 from runner.spec import KEY_IN_URL, KEYLESS
 
-FORMAT_VERSION = "1.0"
+FORMAT_VERSION = "1.1"
 #: Tries of a webhook, seconds one may take, and seconds before the next (doubled before the third).
 TRIES, TIMEOUT, PAUSE = 3, 10.0, 1.0
 SIGNATURE = "X-Vecrun-Signature"
@@ -56,7 +56,8 @@ _NEXT = {
 
 @dataclass(frozen=True)
 class Event:
-    """What is told. Times are UTC, ISO 8601; `points` is None where nobody counted; `hint` names the next command."""
+    """What is told. Times are UTC, ISO 8601; `points` (copied or embedded) is None where nobody counted; `failed` are
+    items that could not be embedded; `hint` names the next command."""
 
     event: Happening
     run: str
@@ -72,11 +73,13 @@ class Event:
     error: str = ""
     hint: str = ""
     test: bool = False
+    failed: int = 0
 
     @classmethod
     def of(
-        cls, row: Mapping[str, Any], environment: str, points: int | None = None, error: BaseException | None = None
-    ) -> Event:
+        cls, row: Mapping[str, Any], environment: str, points: int | None = None, error: BaseException | None = None,
+        failed: int = 0,
+    ) -> Event:  # fmt: skip
         """The event of a run's row in the ledger, after its status was set; `error` is what stopped it."""
         # somebody may have gone on with the run meanwhile: then its status is not that of the end that is told
         came: Happening = "success" if error is None else "paused" if isinstance(error, Interrupted) else "failure"
@@ -86,7 +89,7 @@ class Event:
             event=event, run=row["run"], job=row["job"], purpose=row["purpose"], status=row["status"], kind=row["kind"],
             environment=environment, host=socket.gethostname(), started=row["started"], finished=row["finished"] or _now(),
             points=points, error=str(error or "") or str(row.get("error") or ""),
-            hint=hint or _NEXT[event].format(run=row["run"], job=row["job"]),
+            hint=hint or _NEXT[event].format(run=row["run"], job=row["job"]), failed=failed,
         )  # fmt: skip
 
     @classmethod
@@ -111,7 +114,10 @@ class Event:
         where = f"on {self.host}" + (f", environment {self.environment}" if self.environment else "")
         lines = [f"{self.kind} {self.job}: {self.purpose} {_VERB[self.event]} {where}."]
         if self.points is not None:
-            lines.append(f"{self.points:,} points copied.")
+            lines.append(f"{self.points:,} points {'embedded' if self.kind == 'Reembedding' else 'copied'}.")
+        if self.failed:
+            what = "text" if self.failed == 1 else "texts"
+            lines.append(f"{self.failed:,} {what} could not be embedded: vecrun failures {self.job}")
         lines += [f"Run {self.run}, started {self.started}.", self.error[:MAX_TEXT], self.hint]
         return redact("\n".join(line for line in lines if line))
 

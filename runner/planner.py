@@ -213,8 +213,12 @@ def retry(job: str, settings: Settings, ledger: Ledger, states: States) -> Plan:
     marks = [
         step for step in plan.steps if isinstance(step, SetModel) and step.phase == "end" and step.rows is not None
     ]
-    later = {"phase": "again", "info": None, "before": None, "after": None}
-    steps: list[Step] = [settle.model_copy(update={"of_run": run}), *(step.model_copy(update=later) for step in marks)]
+    later = {"info": None, "before": None, "after": None}
+    steps: list[Step] = [
+        *(step.model_copy(update=later | {"phase": "open"}) for step in marks),
+        settle.model_copy(update={"of_run": run}),
+        *(step.model_copy(update=later | {"phase": "again"}) for step in marks),
+    ]
     with World(settings, "read", plan.inline) as world:
         if elsewhere := moved_connections(plan, world):
             raise PlanRefused(
@@ -238,7 +242,10 @@ def _retried(job: str, run: str, ledger: Ledger) -> dict[Place, int]:
             plan = loads(ledger.run(row["run"])["plan"], f"run {row['run']}")
             for step, state in zip(plan.steps, ledger.steps_of(row["run"]), strict=True):
                 if isinstance(step, SettleFailures):
-                    found[step.target] = found.get(step.target, 0) + (state["result"] or {}).get("written", 0)
+                    more = (state["result"] or {}).get("written", 0)
+                    if state["status"] not in ("pending", "done"):  # any of those still listed may be written already
+                        more += Vectors(ledger).count_failed(run)
+                    found[step.target] = found.get(step.target, 0) + more
     return found
 
 
@@ -342,9 +349,12 @@ def _needed_by(job: str, steps: list[Step], states: States) -> list[Notice]:
         other = states.load(name)
         if name == job or other.status != "applied":
             continue
+        kept = bool(other.applied) and other.applied[-1].run not in other.forgotten
         for item in other.world:
-            if item.role == "source" and item.place in dropped:
-                message = f"job {name} was applied from it; undo that first: vecrun rollback {name}"
+            within = item.role == "target" and other.kind == "Reembedding" and kept
+            if item.place in dropped and (item.role == "source" or within):
+                what = "was applied from it" if item.role == "source" else "replaced vectors in it"
+                message = f"job {name} {what}; undo that first: vecrun rollback {name}"
                 found.append(Notice(code=NEEDED_BY, message=message, where=str(item.place), blocking=True))
     return found
 

@@ -11,7 +11,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -25,6 +25,10 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 #: The newest revision in runner/migrations.
 REVISION = "0004"
+#: Unused bytes of a SQLite file that are worth a copy of the rest.
+COMPACT_BYTES = 16_000_000
+#: Bytes of it that are copied at most: others wait meanwhile, for 30 s.
+COPY_BYTES = 2_000_000_000
 #: Seconds for which a database that went away is waited for, once it had answered.
 PATIENCE = 60.0
 #: Answers of PostgreSQL after which the same transaction may work: it is shut down or starting, deadlock, time-outs.
@@ -121,6 +125,26 @@ class Records:
             connection.begin(),
         ):
             yield connection
+
+    def compact(self) -> int:
+        """Give unused pages of a SQLite file back when they are most of it; how many bytes. 0 where that is the server's
+        business, where it is not worth the time, or where somebody is at work. Killed half-way, nothing has happened."""
+        if self.on_server:
+            return 0
+        with closing(self.engine.raw_connection()) as connection, closing(connection.cursor()) as cursor:
+
+            def pragma(name: str) -> int:
+                return int(cursor.execute(f"PRAGMA {name}").fetchone()[0])
+
+            size, free, pages = pragma("page_size"), pragma("freelist_count"), pragma("page_count")
+            if size * free < COMPACT_BYTES or 2 * free < pages or size * (pages - free) > COPY_BYTES:
+                return 0
+            try:
+                cursor.execute("VACUUM")
+                cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            except sqlite3.OperationalError:  # locked, or no room for the copy
+                return 0
+            return size * (pages - pragma("page_count"))
 
     @again
     def fetch(self, query: sa.Select[Any]) -> sa.Result[Any]:

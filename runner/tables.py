@@ -122,7 +122,7 @@ vectors = sa.Table(
     sa.Column("vector", sa.LargeBinary),  # float32, little endian; None: refused
     sa.Column("error", sa.Text),
     sa.Column("attempts", sa.Integer, nullable=False, server_default="0"),
-    sa.Column("run", sa.String(32)),  # that was refused
+    sa.Column("run", sa.String(32)),  # that has paid for it, or was refused
     sa.Column("written", sa.String(32), nullable=False),
 )  # fmt: skip
 #: What the vector of a point in a collection was made from, as far as vecrun made it.

@@ -119,11 +119,11 @@ class Vectors:
         moment = now()
         rows = [
             {"model": model, "text": text, "vector": vector.astype("<f4").tobytes(), "error": None, "attempts": 0,
-             "written": moment}
+             "run": run, "written": moment}
             for text, vector in made.items()
         ]  # fmt: skip
         with self.records.writing() as connection:
-            self._upsert(connection, vectors, rows, ("error", "written"), first=("vector",))
+            self._upsert(connection, vectors, rows, ("error", "written"), first=("vector", "run"))
             self._count(connection, run, model, used)
 
     @again
@@ -148,10 +148,19 @@ class Vectors:
                 connection.execute(vectors.update().where(*chosen).values(error=None))
 
     @again
-    def count_known(self, run: str, model: str, known: int) -> None:
-        """Texts whose vectors were there already."""
-        with self.records.writing() as connection:
-            self._count(connection, run, model, Used(known=known))
+    def of_others(self, run: str, model: str, texts: Sequence[str]) -> int:
+        """For how many of these a vector is kept that another run has paid for."""
+        kept = (vectors.c.model == model, vectors.c.vector.is_not(None), vectors.c.run != run)
+        count = 0
+        with self.records.reading() as connection:
+            for part in _chunks(texts):
+                query = sa.select(sa.func.count()).select_from(vectors).where(*kept, vectors.c.text.in_(part))
+                count += int(connection.execute(query).scalar_one())
+        return count
+
+    def count_known(self, connection: sa.Connection, run: str, model: str, known: int) -> None:
+        """Texts whose vectors were there already, in a transaction of the caller."""
+        self._count(connection, run, model, Used(known=known))
 
     def _count(self, connection: sa.Connection, run: str, model: str, used: Used) -> None:
         chosen = (usage.c.run == run, usage.c.model == model)
@@ -244,15 +253,22 @@ class Vectors:
             connection.execute(marks.delete().where(*chosen))
 
     def set_aside(
-        self, connection: sa.Connection, run: str, place: str, saved: str, vector: str, items: Sequence[PointId]
+        self,
+        connection: sa.Connection,
+        runs: Sequence[str],
+        place: str,
+        saved: str,
+        vector: str,
+        items: Sequence[PointId],
     ) -> None:
-        """Before points are written: what is known of them goes with their saved copies, unless `run` recorded it, and
-        they are marked as of no model until the checkpoint. In a transaction of the caller."""
+        """Before points are written: what is known of them goes with their saved copies, unless one of `runs` recorded
+        it, and they are marked as of no model until the checkpoint. The first of `runs` writes them. In a transaction of
+        the caller."""
         for part in _chunks([json.dumps(item) for item in items]):
             chosen = (marks.c.place == place, marks.c.vector == vector, marks.c.item.in_(part))
-            known = connection.execute(sa.select(marks).where(*chosen, marks.c.run != run)).mappings().all()
+            known = connection.execute(sa.select(marks).where(*chosen, marks.c.run.not_in(runs))).mappings().all()
             self._upsert(connection, marks, [{**row, "place": saved} for row in known], ())
-            blank = {"place": place, "vector": vector, "model": "", "text": "", "run": run}
+            blank = {"place": place, "vector": vector, "model": "", "text": "", "run": runs[0]}
             self._upsert(connection, marks, [blank | {"item": item} for item in part], ("model", "text", "run"))
 
     def bring_back(
@@ -355,7 +371,7 @@ class Vectors:
         self, connection: sa.Connection, table: sa.Table, rows: list[dict[str, Any]], changed: Sequence[str],
         first: Sequence[str] = (),
     ) -> None:  # fmt: skip
-        """Insert; where the key is there already, set `changed`, and `first` where there is nothing yet."""
+        """Insert; where the key is there already, set `changed`, and `first` where the first of them is not there yet."""
         if not rows:
             return
         if connection.dialect.name == "postgresql":
@@ -366,7 +382,10 @@ class Vectors:
         keys = list(table.primary_key.columns)
         if changed:
             values = {name: statement.excluded[name] for name in changed}
-            values |= {name: sa.func.coalesce(table.c[name], statement.excluded[name]) for name in first}
+            values |= {
+                name: sa.case((table.c[first[0]].is_(None), statement.excluded[name]), else_=table.c[name])
+                for name in first
+            }
             statement = statement.on_conflict_do_update(index_elements=keys, set_=values)
         else:
             statement = statement.on_conflict_do_nothing(index_elements=keys)

@@ -29,6 +29,12 @@ connections:
     type: sql
     url: sqlite:///.demo/app.db     # the application's own database, with the chunks table
 
+# Models that turn texts into vectors, for jobs of kind Reembedding.
+models:
+  words:
+    provider: wordllama             # on this machine; an endpoint: provider: openai, with model: and api_key: ${env:OPENAI_API_KEY}
+    dimension: 64
+
 # Variables for job templates, and what else differs; chosen with --env or VECRUN_ENV.
 environments:
   demo:
@@ -88,10 +94,27 @@ spec:
   cutover: {alias: handbook-live}
 """
 
+OTHER_MODEL = """\
+# yaml-language-server: $schema=../schemas/Reembedding.json
+apiVersion: vecrun/v1
+kind: Reembedding
+metadata:
+  name: other-model
+  description: The handbook knowledge base gets vectors of another model, in a collection of its own.
+spec:
+  connection: milvus-demo
+  collection: handbook
+  model: words
+  text: {field: text}
+  cutover: {alias: handbook-words}
+  budget: {usd: 1, time: 1h}
+"""
+
 FILES = {
     "vecrun.yaml": SETTINGS,
     "jobs/milvus-to-qdrant.yaml": MILVUS_TO_QDRANT,
     "jobs/qdrant-to-pgvector.yaml": QDRANT_TO_PGVECTOR,
+    "jobs/other-model.yaml": OTHER_MODEL,
     "plans/README.md": "Saved plans: JSON for `vecrun apply`, Markdown for pull requests. Made with `vecrun plan JOB.yaml -o plans/NAME.json`.\n",
     "state/README.md": "State files, one JSON a job, `serving.json`, and the ledger. Written by vecrun; back it up, do not edit it.\n",
     ".gitignore": "/.demo/\n/state/*\n!/state/README.md\n",

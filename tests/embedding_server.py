@@ -106,10 +106,12 @@ class EmbeddingServer:
                 setattr(self.settings, name, value)
 
     def stats(self) -> dict[str, Any]:
-        """requests, replies, tokens (of usable replies), violations, most_* in any window, at once, and `returned`:
-        text -> how many times a usable embedding of it was returned. `last`: headers and body of the last request."""
+        """requests and what was asked for in them (asked: texts, asked_tokens), replies, tokens (of usable replies),
+        violations, most_* in any window, at once, and `returned`: text -> how many times a usable embedding of it was
+        returned. `last`: headers and body of the last request."""
         names = (
-            "requests", "replies", "tokens", "violations", "most_requests", "most_tokens", "most_at_once",
+            "requests", "asked", "asked_tokens", "replies", "tokens", "violations", "most_requests", "most_tokens",
+            "most_at_once",
         )  # fmt: skip
         with self._lock:
             return {name: self._counts[name] for name in names} | {
@@ -146,6 +148,8 @@ class EmbeddingServer:
             if fault:
                 self._faults[fault] += 1
             tokens = sum(_tokens(text) for text in texts)
+            self._counts["asked"] += len(texts)
+            self._counts["asked_tokens"] += tokens
             self._check_limits(tokens)
             if given.answers:
                 raise Refusal(*given.answers.pop(0))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import parse_qs, urlsplit
 
-from runner.demo import pgserver
+from runner.demo.stage import pgserver
 
 
 @contextlib.contextmanager

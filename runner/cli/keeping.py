@@ -55,7 +55,8 @@ def state_list(context: Context, as_json: bool) -> None:
     show(text.table(rows, ["job", "status", "serial", "kind", "run"], "No job was applied yet."))
     if serving.pointers:
         show("\nServing:")
-        show("\n".join(f"  {name} > {place}" for name, place in sorted(serving.pointers.items())))
+        model = {name: f", queries embedded with {model}" for name, model in serving.models.items()}
+        show("\n".join(f"  {name} > {place}{model.get(name, '')}" for name, place in sorted(serving.pointers.items())))
 
 
 @state.command("show")
@@ -238,8 +239,9 @@ def lock_release(context: Context, name: str, token: int, as_json: bool) -> None
 def gc(context: Context, auto_approve: bool, dry_run: bool, as_json: bool) -> None:
     """Remove what is kept for rollbacks whose time is over, and old history: shown first, then asked.
 
-    Undo tables and ledger rows of runs that expired or were rolled back, state history older than state.retention,
-    workers that are gone. No collection, no pointer and no unfinished run is touched; the list of runs stays.
+    Undo tables, saved points and ledger rows of runs that expired or were rolled back, kept vectors older than
+    vectors.keep, state history older than state.retention, workers that are gone. No other collection, no pointer and
+    no unfinished run is touched; the list of runs stays, with what they cost.
     """
     from runner import commands
     from runner.report import to_json
@@ -261,9 +263,17 @@ def gc(context: Context, auto_approve: bool, dry_run: bool, as_json: bool) -> No
     tables = sum(len(item.tables) for item in removed.runs)
     rows = sum(sum(item.rows.values()) for item in removed.runs)
     serials = sum(len(old) for _name, old in removed.history)
+    collections = sum(len(item.collections) for item in removed.runs)
+    vectors = removed.vectors.count if removed.vectors is not None else 0
     show(
-        f"Removed: {tables} undo tables, {rows:,} rows of the ledger, {serials} old states, {len(removed.workers)} workers."
+        f"Removed: {tables} undo tables, {collections} collections of saved points, "
+        f"{rows + sum(removed.marks.values()):,} rows of the ledger, {vectors:,} kept vectors, {serials} old states, "
+        f"{len(removed.workers)} workers."
     )
+    if removed.freed:
+        from runner.report import phrases
+
+        show(f"The ledger's file is {phrases.size(removed.freed)} smaller.")
 
 
 def _show_garbage(found: Garbage) -> None:
@@ -273,8 +283,19 @@ def _show_garbage(found: Garbage) -> None:
         show(f"run {item.run} of job {item.job} {item.why}")
         for name, count in item.tables.items():
             show(f"  - undo table {name}: {count:,} rows")
+        for name, count in item.collections.items():
+            show(f"  - collection {name}: {count:,} saved points")
         for name, count in item.rows.items():
             show(f"  - {name}: {count:,} rows of the ledger")
+    if found.vectors is not None:
+        from runner.report import phrases
+
+        show(
+            f"kept vectors\n  - {found.vectors.count:,} from before {found.vectors.before[:10]}, "
+            f"{phrases.size(found.vectors.bytes)}: these texts are paid for again when they are embedded again"
+        )
+    for name, count in found.marks.items():
+        show(f"{name} is gone\n  - {count:,} marks of what its vectors were made from")
     for name, serials in found.history:
         kind = "serving pointers" if name == "serving" else f"state of job {name}"
         show(f"{kind}\n  - {len(serials)} old serials, {min(serials)} to {max(serials)}")

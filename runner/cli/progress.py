@@ -44,7 +44,7 @@ class Display:
 
     def __init__(self, made: Plan, quiet: bool) -> None:
         self.plan, self.quiet, self.bar, self.task = made, quiet, None, None  # type: tuple[Plan, bool, Any, Any]
-        self.step, self.began, self.first, self.shown = -1, 0.0, 0, 0.0
+        self.step, self.began, self.first, self.shown, self.word = -1, 0.0, 0, 0.0, "points"
 
     def __call__(self, number: int, step: Any, parts: list[Partition]) -> None:
         if self.quiet:
@@ -56,16 +56,19 @@ class Display:
         if number != self.step:
             self.stop()
             self.step, self.began, self.first, self.shown = number, clock, done, clock
+            self.word = (
+                "texts" if step.type in ("copy_points", "replace_vectors") and step.transform.embed else "points"
+            )
             click.echo(f"{number + 1}/{len(self.plan.steps)} {step.action} {phrases.step_line(step)}", err=True)
             if parts and total and sys.stderr.isatty():
                 self._start(total)
         rate = (done - self.first) / max(clock - self.began, 1e-6)
         left = phrases.duration((total - done) / rate) if rate > 0 else "…"
         if self.bar is not None:
-            self.bar.update(self.task, completed=done, rate=f"{rate:,.0f} points/s", left=left)
+            self.bar.update(self.task, completed=done, rate=f"{rate:,.0f} {self.word}/s", left=left)
         elif parts and clock - self.shown >= 10:
             self.shown = clock
-            click.echo(f"    {done:,} of {total:,} points, {rate:,.0f} points/s, {left} left", err=True)
+            click.echo(f"    {done:,} of {total:,} {self.word}, {rate:,.0f} {self.word}/s, {left} left", err=True)
 
     def _start(self, total: int) -> None:
         from rich.console import Console

@@ -82,6 +82,8 @@ def status(context: Context, job: str | None, watch: bool, as_json: bool) -> Non
                 "seconds_left": found.seconds_left,
                 "queue_answers": found.queue_answers,
                 "waits_for": found.waits_for,
+                "used": found.used,
+                "failed": found.failed,
             }
             click.echo(to_json("status", body))
         else:
@@ -174,15 +176,16 @@ def schema(kind: str | None, as_json: bool) -> None:
     "--directory", type=click.Path(file_okay=False, path_type=Path), default=Path(".demo"), show_default=True,
     help="Where to build it; an earlier demo there is replaced.",
 )  # fmt: skip
+@click.option("--reembed", is_flag=True, help="Change its embedding model instead, while another process searches it.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout; what it tells goes to stderr.")
-def demo(directory: Path, as_json: bool) -> None:
+def demo(directory: Path, reembed: bool, as_json: bool) -> None:
     """Build a small knowledge base without any network and move it: Milvus → Qdrant → pgvector, and back."""
-    from runner import demo as demonstration
+    from runner.demo import migration, reembedding
     from runner.report import to_json
 
     try:
         with redirect_stdout(sys.stderr) if as_json else nullcontext():
-            demonstration.run(directory)
+            (reembedding if reembed else migration).run(directory)
     except VecrunError as exc:
         fail(exc, as_json=as_json)
     if as_json:

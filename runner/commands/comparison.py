@@ -69,7 +69,7 @@ def verify(
                     run = Run(
                         "verify", one, private, lease, world, context.states, context.settings.workspace.limits,
                         stop or threading.Event(), copied=copied, hands=context.settings.workspace.limits.workers,
-                        records=ledger, spend=False,
+                        records=ledger, spend=False, failures_of=applied,
                     )  # fmt: skip
                     try:
                         Embedded(run, progress or no_progress).execute()

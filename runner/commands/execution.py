@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from runner import crash, logs, planner
+from runner import crash, expiry, logs, planner
 from runner.actors import Coordinator, Distributed, Embedded, Progress
 from runner.commands.context import Context
 from runner.errors import (
@@ -28,12 +28,12 @@ from runner.executor.flow import retried
 from runner.ledger import Ledger, Partition
 from runner.lock import SLOT, Keeper, Lease, collection, now
 from runner.notify import Event, notify
-from runner.plan import CopyPoints, Observed, Place, Plan, SetServing, loads
+from runner.plan import CopyPoints, Observed, Place, Plan, ReplaceVectors, SetServing, loads
 from runner.records import LedgerGone
 from runner.settings import duration_seconds
 from runner.state import Applied, State
 from runner.sweeper import Sweeper
-from runner.vectors import Used
+from runner.vectors import Used, Vectors
 from runner.world import World
 
 
@@ -112,13 +112,14 @@ def _tell(context: Context, ledger: Ledger, run: str, error: BaseException | Non
     with suppress(VecrunError):
         row = ledger.run(run)
         plan = loads(row["plan"], f"run {run}")
-        copied = sum(
-            part.done
-            for number, step in enumerate(plan.steps)
-            if isinstance(step, CopyPoints)
-            for part in ledger.partitions_of(run, number)
-        )
-        for problem in notify(context.settings, Event.of(row, context.settings.environment, copied, error)):
+        copied, rows = None, ledger.steps_of(run)
+        for number, step in enumerate(plan.steps):
+            if isinstance(step, CopyPoints) or (isinstance(step, ReplaceVectors) and step.phase == "before"):
+                done = sum(part.done for part in ledger.partitions_of(run, number))
+                copied = (copied or 0) + max(done, (rows[number]["result"] or {}).get("done", 0))
+        failed = Vectors(ledger).count_failed(plan.of_run if plan.purpose == "retry" and plan.of_run else run)
+        event = Event.of(row, context.settings.environment, copied, error, failed)
+        for problem in notify(context.settings, event):
             ledger.write_log(run, "warning", problem)
             say(problem)
 
@@ -190,7 +191,7 @@ def _record(context: Context, run: Run) -> None:
     if plan.of_run and plan.purpose == "rollback":
         ledger.mark_run(plan.of_run, status="rolled_back", finished=now())
         crash.point("state", "marked")
-    if duration_seconds(context.settings.workspace.vectors.keep) == 0:
+    if duration_seconds(context.settings.workspace.vectors.keep) == 0 and not expiry.embedding(ledger, lease.run):
         run.vectors.expire(datetime.now(UTC))
     ledger.write_log(lease.run, "info", "completed")
     ledger.set_run(lease, status="completed", finished=now(), error=None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,12 +11,25 @@ from runner.commands.context import Context, find_run, job_of
 from runner.commands.operation import broker_version
 from runner.errors import InvalidFile, VecrunError
 from runner.lock import SLOT
-from runner.plan import CatchUp, CopyPoints, Plan, SetServing, SwitchAlias, VerifyPoints, loads
+from runner.plan import (
+    CatchUp,
+    CopyPoints,
+    Plan,
+    ReplaceVectors,
+    RestoreVectors,
+    SetModel,
+    SetServing,
+    Step,
+    SwitchAlias,
+    VerifyPoints,
+    loads,
+)
+from runner.vectors import Used, Vectors
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """Where a run stands. Counts are of the step at work, or of all points copied when none is."""
+    """Where a run stands. `done` and `total` are of points copied, embedded or put back; each step has its own."""
 
     run: dict[str, Any]
     plan: Plan
@@ -30,6 +43,8 @@ class RunStatus:
     queue_answers: bool | None = None  # None: it has none, or it cannot be asked from here
     slots: int = 0  # limits.runs
     waits_for: tuple[str, ...] = ()  # runs that have all the slots; empty when it need not wait for one
+    used: Used = field(default_factory=Used)  # what embedding has cost so far
+    failed: int = 0  # items that could not be embedded
 
     @property
     def percent(self) -> float | None:
@@ -48,19 +63,21 @@ def status(context: Context, name: str) -> RunStatus:
         steps, done, left = [], 0, None
         for number, (step, state) in enumerate(zip(plan.steps, rows, strict=True)):
             item = {"type": step.type, "status": state["status"], "result": state["result"], "step": step}
-            if isinstance(step, CopyPoints | VerifyPoints | CatchUp):
+            if isinstance(step, CopyPoints | VerifyPoints | CatchUp | ReplaceVectors | RestoreVectors):
                 parts = ledger.partitions_of(row["run"], number)
                 item["done"], item["points"] = sum(part.done for part in parts), step.points
-                if isinstance(step, CopyPoints) and state["result"] and not parts:  # gc took the partitions
-                    item["done"] = state["result"]["done"]
+                if _moves(step) and state["result"]:  # gc took the partitions, or another pass has begun
+                    item["done"] = max(item["done"], state["result"].get("done", 0))
                 item["partitions"] = f"{sum(part.status == 'done' for part in parts)}/{len(parts)}"
-                if isinstance(step, CopyPoints):
+                if _moves(step):
                     done += item["done"]
                 if state["status"] == "running" and state["started"] and item["done"] and row["status"] == "running":
                     passed = (datetime.now(UTC) - datetime.fromisoformat(state["started"])).total_seconds()
                     left = max(step.points - item["done"], 0) * passed / item["done"]
             steps.append(item)
         row.pop("plan"), row.pop("lease")
+        total = plan.points + sum(step.points for step in plan.steps if isinstance(step, RestoreVectors))
+        kept, of_run = Vectors(ledger), row["of_run"] if row["purpose"] == "retry" else row["run"]
         held = [item for item in ledger.holders() if not item["expired"]]
         holders = [item for item in held if item["run"] == row["run"]]
         coordinator = f"{holders[0]['owner']} (pid {holders[0]['pid']})" if holders else ""
@@ -69,11 +86,19 @@ def status(context: Context, name: str) -> RunStatus:
         is_open = row["status"] in ("pending", "running")
         at_slots = tuple(item["run"] for item in held if item["name"].startswith(f"{SLOT}#"))
         return RunStatus(
-            row, plan, tuple(steps), done, plan.points, left if (at_work if distributed else coordinator) else None,
+            row, plan, tuple(steps), done, total, left if (at_work if distributed else coordinator) else None,
             coordinator, len(ledger.crew()) if distributed else None, at_work,
             _queue_answers(context) if distributed and is_open else None, slots,
             at_slots if distributed and is_open and not coordinator and len(at_slots) >= slots else (),
+            kept.used(row["run"]), kept.count_failed(of_run),
         )  # fmt: skip
+
+
+def _moves(step: Step) -> bool:
+    """Whether a step's points count as the run's."""
+    return isinstance(step, CopyPoints | RestoreVectors) or (
+        isinstance(step, ReplaceVectors) and step.phase == "before"
+    )
 
 
 def _queue_answers(context: Context) -> bool | None:
@@ -90,10 +115,11 @@ def _queue_answers(context: Context) -> bool | None:
 
 
 def runs(context: Context, job: str | None = None) -> list[dict[str, Any]]:
-    """History: all runs, newest first."""
+    """History: all runs, newest first. `used`: what embedding has cost; None where nothing was embedded."""
     with context.ledger(reading=True) as ledger:
         found: list[dict[str, Any]] = ledger.runs_of(job_of(context, ledger, job) if job else None)
-        return found
+        used = Vectors(ledger).used_by([row["run"] for row in found])
+        return [row | {"used": used.get(row["run"])} for row in found]
 
 
 def logs(context: Context, name: str, after: int = 0) -> list[dict[str, Any]]:
@@ -136,6 +162,28 @@ def left_behind(context: Context, name: str) -> list[str]:
             if isinstance(step, CopyPoints):
                 done = sum(part.done for part in ledger.partitions_of(row["run"], number))
                 found.append(f"{step.target}: {done:,} of {step.points:,} points copied; {step.source} is untouched")
+            elif isinstance(step, ReplaceVectors) and step.phase == "before":
+                parts = ledger.partitions_of(row["run"], number)
+                count = sum((state["result"] or {}).get("repaired", []))
+                if state["status"] != "done":
+                    count += sum((part.notes or {}).get("replaced", 0) for part in parts)
+                found.append(
+                    f"{step.target}: the vectors of {count:,} of {step.points:,} points were replaced; the old points are in "
+                    f"{step.saved}"
+                )
+            elif isinstance(step, RestoreVectors):
+                done = sum(part.done for part in ledger.partitions_of(row["run"], number))
+                found.append(f"{step.target}: the old vectors of {done:,} points are back")
+            elif (
+                isinstance(step, SetModel) and step.rows is not None and step.phase in ("begin", "open", "end", "again")
+            ):
+                column = f"{step.rows.connection}: {step.rows.table}.{step.rows.version_column}"
+                says = (
+                    f"is empty for rows of another version; old ones are in {step.undo_table}"
+                    if step.phase in ("begin", "open")
+                    else f"says {step.embed.identity.version} for points that were embedded"
+                )
+                found.append(f"{column} {says}")
             elif isinstance(step, SwitchAlias):
                 found.append(f"alias {step.alias} of {step.connection} points to {step.after or 'nothing'}")
             elif isinstance(step, SetServing):

@@ -134,7 +134,13 @@ def _changes(before: State | Serving, after: State | Serving) -> tuple[str, ...]
     old, new = before.model_dump(mode="json"), after.model_dump(mode="json")
     if isinstance(before, Serving) and isinstance(after, Serving):  # a line for each name is shorter
         names = sorted(before.pointers.keys() | after.pointers.keys())
-        old, new = ({name: str(item.pointers.get(name) or "") for name in names} for item in (before, after))
+        old, new = (
+            {
+                name: str(item.pointers.get(name) or "") + (f", {item.models[name]}" if name in item.models else "")
+                for name in names
+            }
+            for item in (before, after)
+        )
     return tuple(
         f"{key}: {_short(old[key])} → {_short(new[key])}"
         for key in old

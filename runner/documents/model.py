@@ -22,6 +22,8 @@ from runner.points import PointId
 #: Columns of the undo table of versions.
 UNDO_COLUMNS = ("row_id", "old_version")
 CHUNK = 500
+#: Keys of a knowledge base's info that vecrun sets, the time aside; all others are the user's.
+INFO_KEYS = ("provider", "model", "dimension", "version", "collection")
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def holds(database: Database, rows: VersionRows, version: str) -> str:
 
 
 def versions(database: Database, rows: VersionRows, ids: Sequence[PointId]) -> dict[PointId, str | None]:
-    """id -> version, for the points that a row names."""
+    """id -> version, for the points that a row names; None where several rows say different ones."""
     table = database.table(rows.table)
     key, version = column_of(table, rows.vector_id_column), column_of(table, rows.version_column)
     convert, found = converter(key), dict[PointId, str | None]()
@@ -66,7 +68,8 @@ def versions(database: Database, rows: VersionRows, ids: Sequence[PointId]) -> d
             query = sa.select(key, version).where(key.in_(list(wanted)))
             for row_id, value in connection.execute(_of_collection(query, table, rows)):
                 point_id = wanted[row_id] if row_id in wanted else wanted[convert(row_id)]
-                found[point_id] = None if value is None else str(value)
+                carried = None if value is None else str(value)
+                found[point_id] = carried if found.get(point_id, carried) == carried else None
     return found
 
 
@@ -86,9 +89,12 @@ def info(database: Database, row: InfoRow) -> dict[str, Any] | None:
         return _read_info(connection, table, row)
 
 
-def set_model(database: Database, step: SetModel, embedded: Iterable[Sequence[PointId]], stamp: str) -> Changed:
+def set_model(
+    database: Database, step: SetModel, embedded: Iterable[Sequence[PointId]], stamp: str,
+    unsure: Iterable[Sequence[PointId]] = (),
+) -> Changed:  # fmt: skip
     """Carry out a phase, in one transaction. `embedded`: ids of points that the model made, in pages; `stamp` is the
-    `updated_at` of a new info."""
+    `updated_at` of a new info; `unsure`: ids of points that were being written in a crash, whose rows stay without."""
     chunks = database.table(step.rows.table) if step.rows is not None else None
     bases = database.table(step.info.table) if step.info is not None else None
     with database.transaction() as connection:
@@ -96,17 +102,17 @@ def set_model(database: Database, step: SetModel, embedded: Iterable[Sequence[Po
         if step.rows is not None and chunks is not None:
             table, undo = chunks, _undo_table(step.undo_table, chunks, step.rows)
             match step.phase:
-                case "begin":
+                case "begin" | "open":
                     rows = _take_away(connection, table, undo, step)
                 case "end" | "again":
-                    rows = _set(connection, table, undo, step, embedded)
+                    rows = _set(connection, table, undo, step, embedded, unsure)
                 case "reopen":
                     rows = _reopen(connection, table, undo, step)
                 case "restore":
                     rows = _restore(connection, table, undo, step)
-        changed = bases is not None and step.phase in ("end", "reopen")
-        if bases is not None and changed:
-            _set_info(connection, bases, step, stamp)
+        changed = False
+        if bases is not None and step.phase in ("end", "reopen"):
+            changed = _set_info(connection, bases, step, stamp)
         return Changed(rows, changed)
 
 
@@ -126,8 +132,9 @@ def _take_away(connection: sa.Connection, table: sa.Table, undo: sa.Table, step:
 
 
 def _set(
-    connection: sa.Connection, table: sa.Table, undo: sa.Table, step: SetModel, embedded: Iterable[Sequence[PointId]]
-) -> int:
+    connection: sa.Connection, table: sa.Table, undo: sa.Table, step: SetModel, embedded: Iterable[Sequence[PointId]],
+    unsure: Iterable[Sequence[PointId]],
+) -> int:  # fmt: skip
     """Rows whose point was embedded get the version; the others get back what they had."""
     assert step.rows is not None
     key, vector_id = column_of(table, step.rows.id_column), column_of(table, step.rows.vector_id_column)
@@ -135,20 +142,25 @@ def _set(
     convert = converter(vector_id)
     undo.create(connection, checkfirst=True)
     made = sa.Table(
-        f"{step.undo_table}_made", sa.MetaData(), sa.Column("vector_id", vector_id.type, primary_key=True), schema=table.schema
+        f"{step.undo_table}_made", sa.MetaData(), sa.Column("vector_id", vector_id.type, primary_key=True),
+        sa.Column("sure", sa.Boolean), schema=table.schema,
     )  # fmt: skip
     made.create(connection)
-    for page in embedded:
-        ids = {convert(one) for one in page} - {None}
-        if ids:
-            connection.execute(made.insert(), [{"vector_id": one} for one in ids])
+    for pages, sure in ((embedded, True), (unsure, False)):
+        for page in pages:
+            ids = {convert(one) for one in page} - {None}
+            if ids:
+                connection.execute(made.insert(), [{"vector_id": one, "sure": sure} for one in ids])
     other = sa.or_(version.is_(None), version != new)
     chosen = _of_collection(
-        sa.select(key, version).join_from(table, made, vector_id == made.c.vector_id).where(other), table, step.rows
+        sa.select(key, version).join_from(table, made, vector_id == made.c.vector_id).where(made.c.sure, other),
+        table,
+        step.rows,
     ).where(key.not_in(sa.select(undo.c.row_id)))
     connection.execute(undo.insert().from_select(list(UNDO_COLUMNS), chosen))  # rows that came since
     ours = sa.select(made.c.vector_id).where(made.c.vector_id == vector_id).exists()
-    update = _of_collection(table.update().values({version.name: new}).where(ours, other), table, step.rows)
+    embedded_ones = sa.select(made.c.vector_id).where(made.c.vector_id == vector_id, made.c.sure).exists()
+    update = _of_collection(table.update().values({version.name: new}).where(embedded_ones, other), table, step.rows)
     count = connection.execute(update).rowcount
     _put_back(connection, table, undo, step, only=sa.not_(ours))
     made.drop(connection)
@@ -232,20 +244,27 @@ def _none(version: sa.Column[Any]) -> str | None:
     return None if version.nullable else ""
 
 
-def _set_info(connection: sa.Connection, table: sa.Table, step: SetModel, stamp: str) -> None:
-    """The info becomes `after`. Permanent when somebody else changed it meanwhile."""
+def _set_info(connection: sa.Connection, table: sa.Table, step: SetModel, stamp: str) -> bool:
+    """The info becomes `after`. Permanent when somebody else changed it before it was set; when it is put back, keys that
+    somebody added stay, and an info of another model is left alone (False)."""
     assert step.info is not None
     held = _read_info(connection, table, step.info, lock=connection.dialect.name != "sqlite")
     after = step.after
     if step.phase == "end" and after is not None:
         if held is not None and _timeless(held) == _timeless(after) and held.get("updated_at"):
-            return  # done before
+            return True  # done before
         after = {**after, "updated_at": stamp}
     elif held == after:
-        return
-    expected = step.before if step.phase == "end" else _timeless(step.before)
-    found = held if step.phase == "end" else _timeless(held)
-    if found != expected:
+        return True
+    elif _timeless(held) != _timeless(step.before):
+        ours = step.before or {}
+        if held is None or any(held.get(key) != ours.get(key) for key in INFO_KEYS):
+            return False
+        mine = {*INFO_KEYS, "updated_at"}
+        after = {key: item for key, item in held.items() if key not in mine} | {
+            key: item for key, item in (after or {}).items() if key in mine
+        }
+    if step.phase == "end" and held != step.before:
         raise Permanent(
             "The knowledge base's model info was changed by somebody else",
             f"{step.info.table}.{step.info.info_column} of {step.info.id!r} is {json.dumps(held)}, expected {json.dumps(step.before)}",
@@ -257,6 +276,7 @@ def _set_info(connection: sa.Connection, table: sa.Table, step: SetModel, stamp:
         value = sa.null()
     where = column_of(table, step.info.id_column) == step.info.id
     connection.execute(table.update().values({column.name: value}).where(where))
+    return True
 
 
 def _timeless(value: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -67,6 +67,7 @@ class Run:
     say: Callable[[str], None] = lambda _message: None
     sample: int | None = None  # a dry run may read only about so many points of each collection
     copied: dict[Place, int] = field(default_factory=dict)  # for a verification later: what the run it is about wrote
+    failures_of: str = ""  # the run whose failed items are left out, if it is another
     keeper: Keeper | None = (
         None  # renews the lease meanwhile; None for a ledger that nobody else can open, and in a worker
     )
@@ -254,15 +255,21 @@ def _set_model(run: Run, step: SetModel) -> dict[str, Any]:
         return {"rows": 0}
     from runner.documents import model
 
-    pages = run.vectors.marked(str(step.target), step.embed.vector, step.embed.identity.key)
+    pages, unsure = (
+        run.vectors.marked(str(step.target), step.embed.vector, key) for key in (step.embed.identity.key, "")
+    )
     rows, info = step.rows, step.info
     done = None
     if rows is not None:
         same = info is not None and info.connection == rows.connection
         one = step if same else step.model_copy(update={"info": None})
-        done = model.set_model(run.world.database(rows.connection), one, pages, now())
+        done = model.set_model(run.world.database(rows.connection), one, pages, now(), unsure)
+    told = done
     if info is not None and (rows is None or rows.connection != info.connection):
-        model.set_model(run.world.database(info.connection), step.model_copy(update={"rows": None}), (), now())
+        alone = step.model_copy(update={"rows": None})
+        told = model.set_model(run.world.database(info.connection), alone, (), now())
+    if info is not None and step.phase == "reopen" and told is not None and not told.info:
+        run.say(f"{info.table}.{info.info_column} of {info.id!r} names another model by now and was left alone")
     return {"phase": step.phase, "rows": done.rows if done is not None else 0}
 
 

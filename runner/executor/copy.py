@@ -36,7 +36,7 @@ def work(run: Run, number: int, step: CopyPoints, part: int, seconds: float) -> 
             pace.write(item.batch, lambda batch: target.upsert(step.target.collection, batch), run.limits, run.stop)
         crash.point(step.type, "after_write")
         retries, pace.retries = pace.retries, 0
-        record = texts.recorded(run, embed, step.target, texts.of_points(item), item.failed)
+        record = texts.recorded(run, embed, step.target, texts.of_points(item), item.failed, item.known)
         return Done(len(item.batch), mapped=item.mapped, retries=retries, record=record)
 
     def task_of(partition: Partition, parts: int) -> Task:

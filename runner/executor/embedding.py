@@ -62,9 +62,8 @@ class Service:
         self._guard = threading.Lock()
         self._proven = False  # it has embedded something
 
-    def vectors(self, texts: Sequence[str], stop: threading.Event, *, count: bool = False) -> list[Made]:
-        """What comes of each text, in order. `count`: add to the run's usage what was kept from before. Stopped when
-        `stop` is set meanwhile; what is under way is kept all the same."""
+    def vectors(self, texts: Sequence[str], stop: threading.Event) -> list[Made]:
+        """What comes of each text, in order. Stopped when `stop` is set meanwhile; what is under way is kept all the same."""
         keys = [text_key(text) for text in texts]
         wanted = dict(zip(keys, texts, strict=True))
         made: dict[str, Made] = {
@@ -72,8 +71,6 @@ class Service:
         }
         kept = self.kept.get(self.key, [key for key in wanted if key not in made], self._refused_in)
         made |= kept
-        if count and (known := sum(not isinstance(item, Refusal) for item in kept.values())):
-            self.kept.count_known(self.run, self.key, known)
         mine, others = self._claim([key for key in wanted if key not in made])
         # what another thread finished between our look and our claim is kept by now
         late = self.kept.get(self.key, mine, self._refused_in)
@@ -101,8 +98,9 @@ class Service:
         rows = []
         for start in range(0, len(texts), self.bounds.items):
             part = list(texts[start : start + self.bounds.items])
-            reply = self._patiently(part, self._tokens(part), stop, query=True)
-            self.kept.keep(self.run, self.key, {}, self._used(reply, part, 0))
+            tokens = self._tokens(part)
+            reply = self._patiently(part, tokens, stop, query=True)
+            self._count({}, self._used(reply, part, 0), sum(tokens))
             rows.append(reply.vectors)
         return np.concatenate(rows)
 
@@ -237,19 +235,27 @@ class Service:
         except Refused as exc:
             raise Permanent("The model refuses every text", f"model {self.embed.model}: {exc}", exc.hint) from exc
         self._proven = True
-        self.kept.keep(self.run, self.key, {}, self._used(reply, [CANARY], 0))
+        self._count({}, self._used(reply, [CANARY], 0), 1)
         return True
 
     def _keep(self, group: list[Item], reply: Reply) -> dict[str, Made]:
         self._proven = True
         crash.point("embed", "answered")
         made = {item.key: reply.vectors[row] for row, item in enumerate(group)}
-        self.kept.keep(self.run, self.key, made, self._used(reply, [item.text for item in group], len(group)))
+        used = self._used(reply, [item.text for item in group], len(group))
+        self._count(made, used, sum(item.tokens for item in group))
         crash.point("embed", "kept")
         found: dict[str, Made] = dict(self.kept.get(self.key, list(made)))
         for key, item in found.items():
             self._arrived(key, item)
         return found
+
+    def _count(self, made: dict[str, NDArray[np.float32]], used: Used, tokens: int) -> None:
+        """Keep what came, and what it cost; then it is no longer under way."""
+        try:
+            self.kept.keep(self.run, self.key, made, used)
+        finally:
+            self.pacer.over(tokens)
 
     def _used(self, reply: Reply, asked: list[str], texts: int) -> Used:
         """One request: tokens by the provider's count, or ours where it does not say."""

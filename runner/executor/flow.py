@@ -42,6 +42,7 @@ class Prepared:
     mapped: list[tuple[PointId, PointId]]
     texts: list[str] | None = None
     failed: Sequence[Failure] = ()
+    known: int = 0  # texts whose vectors another run has paid for
 
 
 #: From source points to what the target is to hold. The event is set when nobody wants it any more: Stopped.
@@ -108,7 +109,7 @@ class Reader:
                         self.check(made.batch)  # it may ask the target: when that fails, this batch is read again
                         last, read, failures = batch.ids[-1], read + len(batch), 0
                         crash.point("read", "after_read")
-                        yield Moved(made.batch, made.mapped, made.texts, made.failed, last, len(batch))
+                        yield Moved(made.batch, made.mapped, made.texts, made.failed, made.known, last, len(batch))
                     if stop.is_set():
                         return
                 return

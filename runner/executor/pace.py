@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from runner.embedder import Embedder
+from runner.embedder import Embedder, money
 from runner.errors import Permanent
 from runner.executor.flow import Stopped
 from runner.transform import Embedding
@@ -71,7 +71,7 @@ class Pacer:
     @contextmanager
     def turn(self, tokens: int, stop: threading.Event) -> Iterator[None]:
         """Wait until a request may start, by the limits of the model over all processes; Stopped, or Permanent when it
-        may not be paid for."""
+        may not be paid for. After an answer: `over`, once it is recorded."""
         with self.gate.turn(stop):
             yield from self._turn(tokens, stop)
 
@@ -89,9 +89,14 @@ class Pacer:
         self._spend(tokens)
         try:
             yield
-        finally:
-            with self._guard:
-                self._under_way -= tokens
+        except BaseException:
+            self.over(tokens)
+            raise
+
+    def over(self, tokens: int) -> None:
+        """What a request cost is recorded by now: it is no longer under way."""
+        with self._guard:
+            self._under_way -= tokens
 
     def _share(self, tokens: float) -> float:
         """Seconds that one request takes of what is allowed a minute."""
@@ -117,7 +122,7 @@ class Pacer:
                 if spent + (self._under_way + tokens) * self._counted * self.price.usd / 1e6 > self.embed.budget:
                     raise Permanent(
                         "The budget of the job is used up",
-                        f"{spent:,.2f} USD were spent on model {self.embed.model}, and budget.usd is {self.embed.budget:,.2f}",
+                        f"{money(spent)} USD were spent on model {self.embed.model}, and budget.usd is {money(self.embed.budget)}",
                         "What was embedded is kept. Raise budget.usd in the job, roll this run back and apply again: "
                         "kept texts cost nothing",
                     )

@@ -8,6 +8,8 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import sqlalchemy as sa
+
 from runner import crash
 from runner.clauses.texts import Choice, texts_of
 from runner.errors import ItemsFailed, VerificationFailed
@@ -64,7 +66,7 @@ def work(run: Run, number: int, step: ReplaceVectors, part: int, seconds: float)
                 notes["replaced"] = notes.get("replaced", 0) + len(rows) - len(left)
                 notes["left"] = notes.get("left", 0) + len(left)
             made = {one: text for one, text in texts.of_points(item).items() if one not in left}
-            record = texts.recorded(run, embed, step.target, made, item.failed)
+            record = texts.recorded(run, embed, step.target, made, item.failed, item.known)
             retries, pace.retries = pace.retries, 0
             return Done(
                 item.read - len(item.failed) - len(left), retries=retries, notes=dict(notes), record=record
@@ -109,6 +111,8 @@ def write(run: Run, place: Place, saved: Place, transform: Transform, batch: Poi
     crash.point("replace", "saved")
     if same:  # all but the new vector as it is now
         name, rows = _vector_of(transform), {point_id: row for row, point_id in enumerate(ids)}
+        with run.ledger.guarded(run.lease) as connection:  # before: a crash must not leave a mark that is wrong
+            run.vectors.set_aside(connection, [run.run], str(place), str(saved), name, list(same))
         chosen = now.take([row for row, point_id in enumerate(now.ids) if point_id in same])
         chosen.vectors[name] = batch.vectors[name][[rows[point_id] for point_id in chosen.ids]]
         chosen.missing.pop(name, None)
@@ -171,6 +175,9 @@ def restore(run: Run, number: int, step: RestoreVectors, part: int, seconds: flo
     store, embed = run.world.store(step.target.connection), step.transform.embed
     assert embed is not None
     pace = Pace(min(verify.READ_POINTS, store.capabilities().max_batch))
+    # what the run that is undone has recorded, and second tries of it, is not what was known before
+    runs = [run.run, *(row["run"] for row in run.ledger.runs_of(run.plan.job) if row["of_run"] == run.plan.of_run)]
+    runs.append(str(run.plan.of_run))
 
     def task_of(partition: Partition, _parts: int) -> Task:
         notes: dict[str, Any] = dict(partition.notes or {})
@@ -180,7 +187,7 @@ def restore(run: Run, number: int, step: RestoreVectors, part: int, seconds: flo
             if run.dry:
                 return Done(len(ids))
             with run.ledger.guarded(run.lease) as connection:  # before: a mark may be missing, but never be wrong
-                run.vectors.unmark(connection, str(step.target), embed.vector, ids)
+                run.vectors.set_aside(connection, runs, str(step.target), str(step.saved), embed.vector, ids)
             held = retried(lambda: store.fetch(step.target.collection, ids), run.limits, run.stop)
             back = _with_old(embed, held, item.batch)
             crash.point(step.type, "before_write")
@@ -190,7 +197,7 @@ def restore(run: Run, number: int, step: RestoreVectors, part: int, seconds: flo
             _refuse_others(run, step, embed.vector, back)
             notes["gone"] = notes.get("gone", 0) + len(ids) - len(back)
             retries, pace.retries = pace.retries, 0
-            return Done(len(back), retries=retries, notes=dict(notes))
+            return Done(len(back), retries=retries, notes=dict(notes), record=_known_before(run, step, ids, back.ids))
 
         saved = run.world.store(step.saved.connection)
         reader = Reader(saved, step.saved, partition, plain(Transform()), verify.READ_POINTS, lambda _batch: None)
@@ -199,10 +206,25 @@ def restore(run: Run, number: int, step: RestoreVectors, part: int, seconds: flo
     return slices.work(run, number, part, seconds, task_of)
 
 
+def _known_before(run: Run, step: RestoreVectors, ids: Sequence[PointId], back: Sequence[PointId]) -> texts.Record:
+    """With the checkpoint: what was known of the old vectors is known again; of points that are gone nothing is."""
+    embed = step.transform.embed
+    assert embed is not None
+    place, saved, vector = str(step.target), str(step.saved), embed.vector
+
+    def record(connection: sa.Connection) -> None:
+        run.vectors.unmark(connection, place, vector, ids)
+        run.vectors.bring_back(connection, saved, place, vector, back)
+
+    return record
+
+
 def _refuse_others(run: Run, step: RestoreVectors, vector: str, back: PointBatch) -> None:
     """VerificationFailed when a vector that was put back is not the one that was saved."""
     store = run.world.store(step.target.connection)
     held = retried(lambda: store.fetch(step.target.collection, back.ids), run.limits, run.stop)
+    if not len(held):  # all of them were deleted: there is nothing to compare
+        return
     there = set(held.ids)  # what was deleted just now is nobody's
     here = back.take([row for row, point_id in enumerate(back.ids) if point_id in there])
     only = [PointBatch(one.ids, {vector: one.vectors[vector]}, Payloads([{}] * len(one))) for one in (here, held)]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace as replaced
 from typing import TYPE_CHECKING, Any
 
 from runner import crash
 from runner.errors import ItemsFailed
-from runner.executor import replace, texts
+from runner.executor import replace, texts, verify
 from runner.executor.flow import Pace, Prepared, checker, retried
 from runner.ledger import Ledger
 from runner.lock import Lease
 from runner.plan import Plan, SettleFailures
 from runner.points import PointId
+from runner.vectors import Failure
 
 if TYPE_CHECKING:
     from runner.executor import Run
@@ -26,19 +28,19 @@ def settle(run: Run, number: int, step: SettleFailures) -> dict[str, Any]:
         return {"tried": 0, "failed": run.vectors.count_failed(run.run)}
     of_run = step.of_run or run.run
     asked = run.ledger.steps_of(run.run)[number]["result"] or {}
-    tried = written = 0
+    tried, written = 0, asked.get("written", 0)  # of earlier tries, too
     if step.of_run is not None or asked.get("retry"):
         found = run.vectors.failed(of_run)
         assert step.transform.embed is not None
         run.vectors.forgive(step.transform.embed.identity.key, [one.text for one in found if one.text])
         for start in range(0, len(found), BATCH):
-            ids = [one.item for one in found[start : start + BATCH]]
-            written += _try(run, step, of_run, ids)
-            tried += len(ids)
+            some = found[start : start + BATCH]
+            written = _try(run, number, step, of_run, some, asked | {"written": written})
+            tried += len(some)
             crash.point(step.type, "tried")
     left = run.vectors.failed(of_run, limit=5)
     count = run.vectors.count_failed(of_run)
-    run.ledger.set_step(run.lease, number, "running", {"failed": count})
+    run.ledger.set_step(run.lease, number, "running", {"failed": count, "written": written})
     if count > step.allow and step.of_run is None:
         shown = "\n".join(f"  {one.item!r}: {one.error} ({one.attempts} tries)" for one in left)
         more = f"\n  and {count - len(left):,} more: vecrun failures {run.plan.job}" if count > len(left) else ""
@@ -51,22 +53,29 @@ def settle(run: Run, number: int, step: SettleFailures) -> dict[str, Any]:
     return {"tried": tried, "written": written, "failed": count}
 
 
-def _try(run: Run, step: SettleFailures, of_run: str, ids: list[PointId]) -> int:
-    """How many hold their new vector now."""
-    source = run.world.store(step.source.connection)
+def _try(
+    run: Run, number: int, step: SettleFailures, of_run: str, some: list[Failure], so_far: dict[str, Any]
+) -> int:  # fmt: skip
+    """How many hold their new vector by now; recorded with their marks, so that a rollback knows them after any crash."""
+    source, ids = run.world.store(step.source.connection), [one.item for one in some]
     batch = retried(lambda: source.fetch(step.source.collection, ids), run.limits, run.stop)
     made = texts.prepare(run, step.transform)(batch, run.stop)
     done = _write(run, step, made, later=step.of_run is not None)
+    written: int = so_far["written"] + len(done)
+    crash.point(step.type, "written")
+    tries = {one.item: one.attempts for one in some}
+    still = [replaced(one, attempts=max(one.attempts, tries[one.item] + 1)) for one in made.failed]
     with run.ledger.guarded(run.lease) as connection:
         embed = step.transform.embed
         assert embed is not None
         marks = {one: text for one, text in texts.of_points(made).items() if one in done}
         run.vectors.mark(connection, run.run, str(step.target), embed.vector, embed.identity.key, marks)
         # deleted in the source meanwhile, or written by somebody else: it is no failure any more
-        failed = {one.item for one in made.failed}
+        failed = {one.item for one in still}
         run.vectors.settle(connection, of_run, [one for one in ids if one not in failed])
-        run.vectors.fail(connection, of_run, made.failed)
-    return len(done)
+        run.vectors.fail(connection, of_run, still)
+        run.ledger.note_step(connection, run.run, number, so_far | {"written": written})
+    return written
 
 
 def _write(run: Run, step: SettleFailures, made: Prepared, *, later: bool) -> set[PointId]:
@@ -78,12 +87,15 @@ def _write(run: Run, step: SettleFailures, made: Prepared, *, later: bool) -> se
     checker(store, step.target_schema, step.accept)(batch)
     if step.saved is not None:
         return set(batch.ids) - replace.write(run, step.target, step.saved, step.transform, batch, pace)
+    equal = set[PointId]()
     if later:
-        there = set(retried(lambda: store.fetch(step.target.collection, batch.ids), run.limits, run.stop).ids)
-        batch = batch.take([row for row, one in enumerate(batch.ids) if one not in there])
+        held = retried(lambda: store.fetch(step.target.collection, batch.ids), run.limits, run.stop)
+        # written before a crash, and not recorded; what differs is an application's
+        equal = set(held.ids) - set(verify.differences(step.target_schema, store.capabilities(), batch, held))
+        batch = batch.take([row for row, one in enumerate(batch.ids) if one not in set(held.ids)])
     if len(batch):
         pace.write(batch, lambda part: store.upsert(step.target.collection, part), run.limits, run.stop)
-    return set(batch.ids)
+    return equal | set(batch.ids)
 
 
 def ask(ledger: Ledger, lease: Lease, plan: Plan) -> None:

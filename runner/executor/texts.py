@@ -45,7 +45,8 @@ def with_vectors(
     found = texts_of(run.world, embed, batch)
     asked = [(row, text) for row, text in enumerate(found) if isinstance(text, str)]
     failed = [item for item in found if isinstance(item, Failure)]
-    made = run.services.of(embed).vectors([text for _row, text in asked], stop, count=count) if asked else []
+    made = run.services.of(embed).vectors([text for _row, text in asked], stop) if asked else []
+    known = run.vectors.of_others(run.run, embed.identity.key, [text_key(text) for _row, text in asked]) if count else 0
     rows, texts, vectors = [], [], []
     for (row, text), item in zip(asked, made, strict=True):
         if isinstance(item, Refusal):
@@ -61,21 +62,25 @@ def with_vectors(
     left = set(chosen.ids)
     return Prepared(
         PointBatch(chosen.ids, columns, chosen.payloads, chosen.sparse, missing, chosen.partitions),
-        [pair for pair in mapped if pair[1] in left], texts, failed,
+        [pair for pair in mapped if pair[1] in left], texts, failed, known,
     )  # fmt: skip
 
 
 def recorded(
-    run: Run, embed: Embedding | None, target: Place, made: Mapping[PointId, str], failed: Sequence[Failure]
-) -> Record | None:
-    """What belongs into the checkpoint: what the vectors of points that are durable now were made from, and failures."""
-    if embed is None or not (made or failed):
+    run: Run, embed: Embedding | None, target: Place, made: Mapping[PointId, str], failed: Sequence[Failure],
+    known: int = 0,
+) -> Record | None:  # fmt: skip
+    """What belongs into the checkpoint: what the vectors of points that are durable now were made from, failures, and how
+    many texts were `known`."""
+    if embed is None or not (made or failed or known):
         return None
     kept, marks, failures = run.vectors, dict(made), list(failed)
 
     def record(connection: sa.Connection) -> None:
         kept.mark(connection, run.run, str(target), embed.vector, embed.identity.key, marks)
         kept.fail(connection, run.run, failures)
+        if known:
+            kept.count_known(connection, run.run, embed.identity.key, known)
 
     return record
 

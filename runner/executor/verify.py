@@ -7,6 +7,7 @@ counts that also proves that the target holds nothing else.
 from __future__ import annotations
 
 import math
+import threading
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from runner.errors import VerificationFailed
 from runner.executor import slices, texts
-from runner.executor.flow import Moved, Reader, retried
+from runner.executor.flow import Moved, Prepare, Prepared, Reader, retried
 from runner.executor.slices import Done, Task
 from runner.ledger import Partition
 from runner.plan import CopyPoints, Place, Plan, VerifyPoints
@@ -64,11 +65,32 @@ def work(run: Run, number: int, step: VerifyPoints, part: int, seconds: float) -
 
     def task_of(partition: Partition, parts: int) -> Task:
         limit = math.ceil(step.sample / parts) if step.mode == "sample" else None
-        prepare = texts.prepare(run, step.transform)
-        reader = Reader(source, step.source, partition, prepare, READ_POINTS, lambda _batch: None, limit)
+        reader = Reader(source, step.source, partition, _prepare(run, step), READ_POINTS, lambda _batch: None, limit)
         return Task(step.type, step.source.collection, reader, compare)
 
     return slices.work(run, number, part, seconds, task_of)
+
+
+def _prepare(run: Run, step: VerifyPoints) -> Prepare:
+    """In place a run compares what it has embedded; on demand, what any run has. The vectors of other texts would have to
+    be paid for."""
+    embed = step.transform.embed
+    if embed is None or step.source != step.target:
+        return texts.prepare(run, step.transform)
+
+    def prepare(batch: PointBatch, stop: threading.Event) -> Prepared:
+        changed, _mapped = step.transform.apply(batch)
+        marks = run.vectors.marks(str(step.target), embed.vector, changed.ids)
+        rows = [
+            row
+            for row, point_id in enumerate(changed.ids)
+            if (mark := marks.get(point_id)) is not None
+            and mark.model == embed.identity.key
+            and (mark.run == run.run or not run.spend)
+        ]
+        return texts.with_vectors(run, embed, changed.take(rows), stop)
+
+    return prepare
 
 
 def copied_by(plan: Plan, rows: list[dict[str, Any]]) -> dict[Place, int]:
@@ -89,8 +111,11 @@ def conclude(run: Run, number: int, step: VerifyPoints, read: int, equal: int) -
         expected = target
     elif step.mode == "full":
         expected = read
-    elif step.transform.where or step.transform.embed is not None:
-        # how many points match, or could be embedded, is known from the copy, or by reading them all
+    elif step.transform.embed is not None:  # later tries have added what the copy had to leave out
+        held = run.world.store(step.source.connection).count(step.source.collection)
+        expected = held - run.vectors.count_failed(run.failures_of or run.run)
+    elif step.transform.where:
+        # how many points match is known from the copy, or by reading them all
         copied = run.copied or copied_by(run.plan, run.ledger.steps_of(run.run))
         expected = copied.get(step.target, target)
     else:

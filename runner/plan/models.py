@@ -149,11 +149,11 @@ class SetModel(StepBase):
 
     begin: rows of another version carry no version from now on; old ones go into `undo_table`. end: rows whose point
     was embedded get `version`, the others their old one; the knowledge base's info becomes `after`. again: the rows of
-    `end`, for points that were embedded later. reopen and restore undo end and begin.
+    `end`, for points that were embedded later; open: takes marks away before that. reopen and restore undo end and begin.
     """
 
     type: Literal["set_model"] = "set_model"
-    phase: Literal["begin", "end", "again", "reopen", "restore"]
+    phase: Literal["begin", "end", "open", "again", "reopen", "restore"]
     target: Place
     embed: Embedding
     rows: VersionRows | None
@@ -168,6 +168,8 @@ class SetModel(StepBase):
         back: dict[str, Literal["reopen", "restore"]] = {"end": "reopen", "begin": "restore"}
         if self.phase == "again":
             return ()  # what undoes `end` undoes it
+        if self.phase == "open":
+            return (self.model_copy(update={"phase": "again"}),)
         if self.phase not in back:
             return None
         update = {"phase": back[self.phase], "before": self.after, "after": self.before}

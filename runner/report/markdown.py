@@ -19,7 +19,7 @@ def plan(value: Plan) -> str:
     environment = f" · environment `{value.environment}`" if value.environment else ""
     lines += [f"{what}{environment} · plan `{value.plan_digest[7:19]}` · spec `{value.spec_digest[7:19]}`", ""]
     for item in value.overview:
-        lines += [f"### {item.source} → {item.target}", "", "| | now | after |", "| --- | --- | --- |"]
+        lines += [f"### {phrases.heading(item)}", "", "| | now | after |", "| --- | --- | --- |"]
         lines += [
             f"| {fact.label} | {_cell(fact.before)} | {'the same' if phrases.unchanged(fact) else _cell(fact.after)} |"
             for fact in item.facts

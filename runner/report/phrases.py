@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from runner.embedder import money
 from runner.plan import (
     CatchUp,
     CheckQuality,
@@ -13,6 +14,7 @@ from runner.plan import (
     FinishCollection,
     Hold,
     Notice,
+    Overview,
     Plan,
     ReplaceVectors,
     RestoreIds,
@@ -52,6 +54,16 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
+def about(seconds: float) -> str:
+    """Seconds that were estimated: about 12 min, under 1 s."""
+    return duration(seconds) if seconds < 1 else f"about {duration(seconds)}"
+
+
+def heading(move: Overview) -> str:
+    """What happens to a collection, in two names or one."""
+    return f"{move.source}, in place" if move.source == move.target else f"{move.source} → {move.target}"
+
+
 def step_line(step: Step) -> str:
     """One step as a sentence without its symbol."""
     match step:
@@ -70,6 +82,11 @@ def step_line(step: Step) -> str:
             what = {"full": "every point", "sample": f"{number(step.sample)} sampled points", "count": "the counts"}[
                 step.mode
             ]
+            if step.live is not None and step.saved is not None:
+                return (
+                    f"verify {what} of {step.target} against its text; what was written meanwhile is embedded and compared "
+                    f"again, until a pass meets at most {number(step.live.bound)} such points; stop here if one still differs"
+                )
             if step.live is not None:
                 return (
                     f"verify {what} of {step.target} against {step.source}; what moved meanwhile is copied and compared again, "
@@ -108,6 +125,9 @@ def step_line(step: Step) -> str:
         case SetServing():
             if step.after is None:
                 return f"clear serving pointer {step.name} (it is {step.before})"
+            if step.model_after and step.before == step.after:
+                before = f" (before: {step.model_before})" if step.model_before else ""
+                return f"let readers of serving pointer {step.name} embed queries with {step.model_after}{before}"
             if step.model_after is not None:
                 query = f"queries are embedded with {step.model_after}" if step.model_after else "no model is named"
                 before = f"{step.before or 'not set'}{f', {step.model_before}' if step.model_before else ''}"
@@ -129,11 +149,15 @@ def step_line(step: Step) -> str:
             assert embed is not None
             return f"replace the vectors {which} in {step.target} with those of {embed.model}; old points go to {step.saved} first"
         case RestoreVectors():
-            return f"put the old vectors of {step.saved} back into {step.target}, where the points still exist"
+            held = f" of {number(step.points)} points" if step.points else ""
+            return (
+                f"put the old vectors{held} back into {step.target}, out of {step.saved}, where the points still exist"
+            )
         case SettleFailures():
             if step.of_run is not None:
                 return f"try the failed items of run {step.of_run} again, into {step.target}"
-            return f"stop here if more than {number(step.allow)} texts could not be embedded; failed ones are listed"
+            allowed = f"more than {number(step.allow)}" if step.allow else "any"
+            return f"stop here if {allowed} of the texts could not be embedded; they are listed and can be tried again"
         case CheckQuality(phase="before"):
             return f"search {step.source} with {len(step.queries)} queries, to compare afterwards"
         case CheckQuality():
@@ -152,15 +176,15 @@ def _thresholds(step: CheckQuality) -> str:
 def _set_model(step: SetModel) -> str:
     rows = f"{step.rows.connection}: {step.rows.table}.{step.rows.version_column}" if step.rows is not None else ""
     info = f"{step.info.table}.{step.info.info_column} of {step.info.id}" if step.info is not None else ""
-    version = step.embed.identity.version
+    version, since = step.embed.identity.version, " since" if step.phase == "again" else ""
     match step.phase:
-        case "begin":
+        case "begin" | "open":
             return f"take the version away in {rows} while vectors change; old ones are kept in {step.undo_table}"
         case "end" | "again":
             return "; ".join(
                 part
                 for part in (
-                    f"set {rows} to {version} for points that were embedded" if rows else "",
+                    f"set {rows} to {version} for points that were embedded{since}" if rows else "",
                     f"set the model info {info}" if info else "",
                 )
                 if part
@@ -202,11 +226,11 @@ def estimate(step: Step) -> str:
     parts = []
     embeds = step.estimate.tokens is not None
     if step.estimate.seconds is not None:
-        parts.append(f"{'about' if embeds else 'reading alone'} {duration(step.estimate.seconds)}")
+        parts.append(about(step.estimate.seconds) if embeds else f"reading alone {duration(step.estimate.seconds)}")
     if step.estimate.tokens is not None:
         parts.append(f"{number(step.estimate.tokens)} tokens")
     if step.estimate.usd:
-        parts.append(f"{step.estimate.usd:,.2f} USD")
+        parts.append(f"{money(step.estimate.usd)} USD")
     if step.estimate.bytes is not None:
         parts.append(f"about {size(step.estimate.bytes)} of data")
     return ", ".join(parts)
@@ -235,6 +259,8 @@ def notice_state(notice: Notice) -> str:
     if notice.blocking:
         wanted = notice.code.startswith(("VL", "VC")) or notice.code == "VD101"
         way = f"; if it is wanted, in the spec: accept: [{{code: {notice.code}, reason: why}}]" if wanted else ""
+        if notice.code.startswith("VC"):
+            way = f"; raise budget in the job or, above policies of vecrun.yaml, accept: [{{code: {notice.code}, reason: why}}]"
         return f"not accepted: apply will refuse{way}"
     return f"accepted: {notice.accepted}" if notice.accepted else "for your information"
 
@@ -262,13 +288,18 @@ def summary(plan: Plan) -> str:
     seconds = sum(step.estimate.seconds or 0 for step in plan.steps)
     data = sum(step.estimate.bytes or 0 for step in plan.steps)
     what = f"{number(plan.points)} points to copy"
+    if any(isinstance(step, RestoreVectors) for step in plan.steps):
+        points = sum(step.points for step in plan.steps if isinstance(step, RestoreVectors))
+        what = f"{number(points)} old vectors to put back"
+    if plan.purpose == "retry":
+        what = "the failed items to try again"
     if embedding:
         what = f"{number(sum(step.estimate.texts or 0 for step in embedding))} texts to embed"
     text = f"Plan: {count['create']} to create, {what}, {count['change']} to change, "
     text += f"{count['switch']} to switch, {count['delete']} to delete."
     if embedding:
         tokens, usd = sum(step.estimate.tokens or 0 for step in embedding), [step.estimate.usd for step in embedding]
-        cost = f", {sum(value or 0 for value in usd):,.2f} USD" if None not in usd else ", at a price nobody knows"
+        cost = f", {money(sum(value or 0 for value in usd))} USD" if None not in usd else ", at a price nobody knows"
         text += f" About {number(tokens)} tokens{cost}, {duration(seconds)}."
     elif data:
         text += f" Reading alone takes {duration(seconds)} as measured just now; about {size(data)} of data."

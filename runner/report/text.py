@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from runner.embedder import money
 from runner.plan import Action, Plan
 from runner.report import phrases
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from runner.commands.models import Found
     from runner.commands.operation import ConnectionTest
     from runner.commands.validation import Validation
+    from runner.vectors import Used
 
 #: (text, colour name) -> text; the command line passes one that honours NO_COLOR and the terminal.
 Style = Callable[[str, str], str]
@@ -38,7 +40,7 @@ def plan(value: Plan, style: Style = plain) -> str:
     what = f"{value.purpose} of run {value.of_run}" if value.of_run else value.kind
     lines = [style(f"{value.job}: {what}", "bold"), *([value.description] if value.description else []), ""]
     for move in value.overview:
-        lines.append(f"  {style(f'{move.source} → {move.target}', 'bold')}")
+        lines.append(f"  {style(phrases.heading(move), 'bold')}")
         width = max(len(fact.label) for fact in move.facts)
         lines += [f"    {fact.label:<{width}}  {phrases.fact_text(fact)}" for fact in move.facts]
         lines.append("")
@@ -124,12 +126,16 @@ def outcome(value: Outcome) -> str:
 
 
 def _embedded(value: Outcome) -> list[str]:
-    used = value.used
+    return [f"  {line}" for line in used_text(value.used)]
+
+
+def used_text(used: Used) -> list[str]:
+    """What a run has asked of its model in one line; none when it asked nothing."""
     if not (used.requests or used.known):
         return []
-    cost = f", {used.usd:,.4f} USD" if used.usd else ""
+    cost = f", {money(used.usd)} USD" if used.usd else ""
     kept = f"; {used.known:,} texts were kept from before" if used.known else ""
-    return [f"  embedded {used.texts:,} texts in {used.requests:,} requests, {used.tokens:,} tokens{cost}{kept}"]
+    return [f"embedded {used.texts:,} texts in {used.requests:,} requests, {used.tokens:,} tokens{cost}{kept}"]
 
 
 def quality_text(result: dict[str, Any]) -> str:
@@ -168,7 +174,7 @@ def model_check(value: dict[str, Any]) -> str:
     if not value["needs_reembed"]:
         return "\n".join([*lines, "Nothing has to be embedded."])
     about = "" if value["exact"] else "about "
-    cost = "price not known" if value["estimated_cost"] is None else f"{value['estimated_cost']:,.2f} USD"
+    cost = "price not known" if value["estimated_cost"] is None else f"{money(value['estimated_cost'])} USD"
     took = "" if value["estimated_time"] is None else f", {phrases.duration(value['estimated_time'])}"
     lines.append(
         f"  to embed          {about}{value['texts']:,} texts, {value['estimated_tokens']:,} tokens, {cost}{took}"
@@ -182,8 +188,8 @@ def found(value: Found) -> str:
     """Search results, best first."""
     lines = [f"{value.place}, queries embedded with {value.model}"]
     for hit in value.hits:
-        text = next((item for item in hit["payload"].values() if isinstance(item, str)), "")
-        lines.append(f"  {hit['score']:.3f}  {hit['id']}  {text[:100]}")
+        text = max((item for item in hit["payload"].values() if isinstance(item, str)), key=len, default="")
+        lines.append(f"  {hit['score']:.3f}  {hit['id']}  {' '.join(text.split())[:100]}")
     return "\n".join(lines if value.hits else [*lines, "  nothing found"])
 
 
@@ -219,6 +225,7 @@ def status(value: RunStatus) -> str:
     lines = [
         f"{run['job']}: {run['purpose']} is {run['status']} (run {run['run']})",
         f"  points    {value.done:,}{percent}",
+        *(f"  {line.replace(' ', '  ', 1)}" for line in used_text(value.used)),
         f"  started   {run['started']} by {run['owner']}" if run["started"]
         else f"  created   {run['created']} by {run['owner']}; not started yet",
     ]  # fmt: skip
@@ -236,6 +243,11 @@ def status(value: RunStatus) -> str:
             lines.append("  queue     does not answer; the run goes on when it does (vecrun connections test)")
     if value.seconds_left is not None:
         lines.append(f"  time left about {phrases.duration(value.seconds_left)}")
+    if value.failed:
+        lines.append(
+            f"  failed    {value.failed:,} {'text' if value.failed == 1 else 'texts'}: vecrun failures {run['job']} · "
+            f"vecrun retry-failed {run['job']}"
+        )
     if run["error"]:
         lines.append(f"  error     {run['error']}")
     for number, item in enumerate(value.steps, 1):

@@ -1,5 +1,6 @@
-"""What every job kind promises, here for VectorMigration over real stores: planning twice gives the same plan and
-writes nothing, apply then plan is nothing, apply then rollback is as before (A1-A4, A7, A12, A13, G3, G8, G9).
+"""What every job kind promises, for VectorMigration over real stores and for each way of a Reembedding: planning twice
+gives the same plan and writes nothing, apply then plan is nothing, apply then rollback is as before
+(A1-A4, A7, A12, A13, B1-B3, G3, G8, G9).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from runner.store import ReadOnlyStore, Store
 from runner.world import World
 from tests import worlds
 from tests.conftest import watch
+from tests.e2e.knowledge import Knowledge, Server
 from tests.e2e.workspace import Workspace, points_of
 
 HEAD = "apiVersion: vecrun/v1\nkind: VectorMigration\nmetadata: {name: move}\nspec:\n  source: a\n  target: b\n"
@@ -439,3 +441,124 @@ def test_the_chunks_table_is_left_alone_when_ids_are_kept(files: Pair, chunks: C
     files.spec(PLAIN.replace("move", "other") + "  documents: {connection: app, table: chunkz}\n")
     with pytest.raises(VecrunError, match="chunkz"):
         files.plan()
+
+
+# Reembedding: each of its ways ----------------------------------------------------------------------------------------
+
+QUALITY = {"queries": ["rice", {"text": "train", "expect": ["p001"]}], "k": 5, "min_overlap": 0.0}
+ACCEPTED = [{"code": "VL201", "reason": "nobody writes"}, {"code": "VL202", "reason": "nobody writes"}]
+#: What a job says -> the steps that must be there, in this order.
+WAYS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "a new collection": ({"model": "wide"}, ("copy_points", "verify_points", "switch_alias", "set_serving", "set_model")),
+    "a new collection, live": (
+        {"model": "wide", "live": {}, "accept": ACCEPTED, "quality": QUALITY},
+        ("copy_points", "catch_up", "verify_points", "check_quality", "switch_alias", "set_serving", "set_model", "catch_up"),
+    ),
+    "a new collection, of the same dimension": ({"model": "same", "version_field": "model"}, ("copy_points", "switch_alias")),
+    "in place": ({"model": "same", "strategy": "replace"}, ("set_model", "replace_vectors", "verify_points", "set_serving")),
+    "in place, live": (
+        {"model": "same", "strategy": "replace", "live": {}, "accept": ACCEPTED, "quality": QUALITY, "version_field": "model"},
+        ("check_quality", "set_model", "replace_vectors", "verify_points", "check_quality", "set_model", "replace_vectors"),
+    ),
+    "incremental": (
+        {"model": "same", "strategy": "incremental", "cutover": None, "knowledge_base": None},
+        ("set_model", "replace_vectors", "verify_points", "set_model"),
+    ),
+    "incremental, without tables": (
+        {"model": "same", "strategy": "incremental", "cutover": None, "knowledge_base": None, "documents": None},
+        ("replace_vectors", "verify_points"),
+    ),
+    "in place, by a column": (
+        {"model": "same", "strategy": "replace", "text": {"column": "content"}, "verify": {"mode": "sample", "sample": 7}},
+        ("replace_vectors", "verify_points"),
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture
+def kb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Knowledge:
+    """A knowledge base, and two models on this machine: one has other dimensions."""
+    ws = Workspace.create(tmp_path / "ws")
+    monkeypatch.chdir(ws.root)
+    models = {
+        name: {"provider": "hash", "model": name, "dimension": size} for name, size in (("wide", 16), ("same", 8))
+    }
+    made = Knowledge(ws, Server("http://127.0.0.1:9"), models=models)
+    made.configure()
+    made.fill()
+    return made
+
+
+def everything(kb: Knowledge) -> dict[str, Any]:
+    """The world with the models of the pointers."""
+    return kb.world() | {"models": dict(kb.ws.context().states.serving().models)}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_whole_way_of_a_change_of_the_model(kb: Knowledge, way: str) -> None:
+    spec, wanted = WAYS[way]
+    job, context = kb.job(**spec), kb.ws.context()
+    before = everything(kb)
+    one = commands.plan(context, job)
+    files = kb.ws.tree("kb", "app.db", "jobs")
+    assert not one.blocked
+    two = commands.plan(context, job)
+    assert one.identity() == two.identity()
+    assert everything(kb) == before
+    assert kb.ws.tree("kb", "app.db", "jobs") == files
+    kinds = iter(step.type for step in two.steps)
+    assert all(kind in kinds for kind in wanted), [step.type for step in two.steps]
+    assert commands.apply(context, two, dry_run=True).failed == 0
+    assert everything(kb) == before, "a dry run writes nothing"
+    outcome = commands.apply(context, two)
+    assert (outcome.status, outcome.failed) == ("completed", 0)
+    assert (outcome.used.texts, outcome.used.known) == (0, 40), "the dry run has asked for them"
+    after = everything(kb)
+    assert after != before
+    again = commands.plan(context, job)
+    assert (again.steps, again.drift) == ((), ())
+    assert commands.verify(context, "change").equal
+    assert everything(kb) == after
+    back = commands.apply(context, commands.plan_rollback(context, "change"))
+    assert back.status == "completed"
+    assert everything(kb) == before
+    pinned = commands.plan(context, job)
+    assert pinned.steps == ()
+    assert {item.code for item in pinned.notices} == {"VI201"}
+    third = commands.apply(context, commands.plan(context, job, unpin=True))
+    assert third.used.texts == 0, "nothing is paid for twice"
+    again_after = everything(kb)
+    for name in ("docs:points", "docs_wide:points", "serving", "models", "aliases"):
+        assert again_after.get(name) == after.get(name), name
+
+
+def test_an_incremental_job_has_something_to_do_when_texts_change(kb: Knowledge) -> None:
+    job, context = kb.job(**WAYS["incremental"][0]), kb.ws.context()
+    commands.apply(context, commands.plan(context, job))
+    assert commands.plan(context, job).steps == ()
+    kb.say({"p004": "now about something else"})
+    before = everything(kb)
+    plan = commands.plan(context, job)
+    assert [step.estimate.texts for step in plan.steps if step.type == "replace_vectors"] == [1]
+    assert everything(kb) == before
+    outcome = commands.apply(context, plan)
+    assert (outcome.used.texts, outcome.used.known) == (1, 0)
+    assert commands.plan(context, job).steps == ()
+    commands.apply(context, commands.plan_rollback(context, "change"))
+    assert everything(kb) == before
+
+
+@pytest.mark.parametrize("strategy", ["replace", "incremental"])
+def test_in_place_points_whose_text_fails_stay_as_they_were(kb: Knowledge, strategy: str) -> None:
+    kb.say({"p003": "", "p005": " "})
+    job, context = kb.job(model="same", strategy=strategy, failures={"allow": 2}), kb.ws.context()
+    before, old = everything(kb), kb.points("docs")
+    outcome = commands.apply(context, commands.plan(context, job))
+    assert (outcome.status, outcome.failed, outcome.used.texts) == ("completed", 2, 38)
+    new, versions = kb.points("docs"), kb.versions()
+    assert {one for one in new if (new[one][0] == old[one][0]).all()} == {"p003", "p005"}
+    assert {one for one, version in versions.items() if version != "hash:same:8"} == {"p003", "p005"}
+    assert commands.plan(context, job).steps == ()
+    assert commands.verify(context, "change").equal
+    commands.apply(context, commands.plan_rollback(context, "change"))
+    assert everything(kb) == before

@@ -19,7 +19,8 @@ import sqlalchemy as sa
 from click.testing import Result
 
 from runner.points import KeyRange
-from runner.tables import findings, id_map, log, partitions, runs, steps, workers
+from runner.tables import failures, findings, id_map, log, marks, partitions, runs, steps, usage, vectors, workers
+from tests.e2e.knowledge import Knowledge, Server
 from tests.e2e.workspace import JOB, SETTINGS, Workspace, run
 
 APPLY = ("apply", "jobs/move.yaml", "--auto-approve")
@@ -227,6 +228,25 @@ def test_the_serving_pointers_are_pushed(kept: Workspace, held: Callable[..., No
     refused(run("state", "push", "pointers.json", "--force"), 1, "pointers.other")
     ok("rollback", "move", "--auto-approve")
     assert list(state("serving")["pointers"]) == ["other"]
+
+
+def test_a_pointer_says_which_model_embeds_its_queries(kb: Knowledge) -> None:
+    kb.job(model="wide", from_model="old")
+    ok(*CHANGE)
+    assert "  live > kb/docs_wide, queries embedded with wide" in ok("state", "list")
+    assert state("serving")["models"] == {"live": "wide"}
+    assert json.loads(ok("state", "list", "--json"))["serving"]["models"] == {"live": "wide"}
+    ok("state", "pull", "serving", "-o", "pointers.json")
+    document = json.loads(Path("pointers.json").read_text())
+    assert document["format_version"] == "1.2"
+    Path("pointers.json").write_text(json.dumps(document | {"models": {"live": "old"}}))
+    assert '~ live: "kb/docs_wide, wide" → "kb/docs_wide, old"' in ok("state", "push", "pointers.json")
+    assert state("serving")["models"] == {"live": "old"}
+    # a document of a vecrun from before models is taken, too
+    older = {name: value for name, value in state("serving").items() if name != "models"} | {"format_version": "1.1"}
+    Path("pointers.json").write_text(json.dumps(older))
+    ok("state", "push", "pointers.json")
+    assert "  live > kb/docs_wide\n" in ok("state", "list")
 
 
 def test_a_run_above_one_of_elsewhere_is_rolled_back(ws: Workspace, pg_database: str) -> None:
@@ -551,3 +571,246 @@ def test_gc_says_what_it_cannot_look_at(expired: Workspace) -> None:
     assert "undo table app/vecrun_undo_" in said
     assert tables() == {"chunks", "vecrun_undo_0123456789"}
     assert "Nothing to remove." in ok("gc")
+
+
+# What is kept of embedding --------------------------------------------------------------------------------------------
+
+CHANGE = ("apply", "jobs/change.yaml", "--auto-approve")
+
+
+@pytest.fixture(params=["files", "postgresql"])
+def kb(request: pytest.FixtureRequest, ws: Workspace) -> Knowledge:
+    """A knowledge base and models on this machine; the records in files, or in PostgreSQL. Runs expire after a second."""
+    place = {"database": request.getfixturevalue("pg_database")} if request.param == "postgresql" else {}
+    models = {
+        "same": {"provider": "hash", "model": "same", "dimension": 8},
+        "wide": {"provider": "hash", "model": "wide", "dimension": 16, "text_tokens": 20},
+    }
+    made = Knowledge(ws, Server("http://127.0.0.1:9"), models=models)
+    made.configure(state={"retention": "1s"} | place)
+    made.fill(40)
+    return made
+
+
+def collections(kb: Knowledge) -> set[str]:
+    with kb.store() as store:
+        return set(store.collections())
+
+
+def nothing_left() -> None:
+    assert "Nothing to remove." in ok("gc")
+
+
+def test_gc_drops_saved_points_and_old_versions(kb: Knowledge) -> None:
+    kb.job(model="same", strategy="replace")
+    ok(*CHANGE)
+    ok("verify", "change")
+    time.sleep(1.1)
+    [kept_points] = collections(kb) - {"docs"}
+    [undo] = tables() - {"chunks", "knowledge_bases"}
+    points, versions, info = kb.world()["docs:points"], kb.versions(), kb.info()
+    shown = ok("gc", "--dry-run")
+    assert "Gone for good: these can then not be rolled back any more: run r-" in shown
+    assert f"- collection kb/{kept_points}: 40 saved points" in shown
+    assert f"- undo table app/{undo}: 40 rows" in shown
+    assert (collections(kb), undo in tables()) == ({"docs", kept_points}, True)
+    [item] = json.loads(ok("gc", "--dry-run", "--json"))["garbage"]["runs"]
+    assert item["collections"] == {f"kb/{kept_points}": 40}
+    said = ok("gc", "--auto-approve")
+    assert "Removed: 1 undo tables, 1 collections of saved points" in said
+    assert (collections(kb), tables()) == ({"docs"}, {"chunks", "knowledge_bases"})
+    assert (kb.world()["docs:points"], kb.versions(), kb.info()) == (points, versions, info)
+    assert count(kb.ws, usage) == 1, "what a run has cost is history"
+    assert count(kb.ws, vectors) == 40
+    nothing_left()
+    refused(run("rollback", "change", "--auto-approve"), 12, "cannot be rolled back any more")
+    ok("verify", "change")
+
+
+def test_gc_keeps_what_a_rollback_of_the_next_run_needs(kb: Knowledge) -> None:
+    """Two runs in place: the first has expired, the second has not. Both have saved points and old versions."""
+    kb.job(model="same", strategy="incremental", retention="1s")
+    ok(*CHANGE)
+    time.sleep(1.1)
+    [first] = collections(kb) - {"docs"}
+    before = kb.world()
+    kb.say({"p003": "another text", "p007": "one more"})
+    before_second = kb.world()
+    kb.job(model="same", strategy="incremental", retention="30d")
+    ok(*CHANGE)
+    [second] = collections(kb) - {"docs", first}
+    said = ok("gc", "--auto-approve")
+    assert f"collection kb/{first}: 40 saved points" in said
+    assert second not in said
+    assert collections(kb) == {"docs", second}
+    nothing_left()
+    ok("rollback", "change", "--auto-approve")
+    after = kb.world()
+    assert after["docs:points"] == before_second["docs:points"]
+    assert after["dump"]["chunks"] == before_second["dump"]["chunks"]
+    assert collections(kb) == {"docs"}
+    assert before["docs:points"] != after["docs:points"]
+
+
+def test_gc_never_drops_a_name_that_a_later_run_uses_again(kb: Knowledge) -> None:
+    """A run that was rolled back and the next one may have the same names for what they save."""
+    kb.job(model="same", strategy="replace", retention="30d")
+    before = kb.world()
+    ok(*CHANGE)
+    [name] = collections(kb) - {"docs"}
+    ok("rollback", "change", "--auto-approve")
+    ok(*CHANGE, "--unpin")
+    [later] = collections(kb) - {"docs"}
+    # the plan of the first run names what the second one has saved
+    with kb.ws.context().ledger() as ledger, ledger.writing() as connection:
+        newest, _back, oldest = (row["run"] for row in json.loads(ok("runs", "--json"))["items"])
+        text = connection.execute(sa.select(runs.c.plan).where(runs.c.run == newest)).scalar_one()
+        assert (later == name) or later in text
+        connection.execute(runs.update().where(runs.c.run == oldest).values(plan=text))
+    said = ok("gc", "--auto-approve")
+    assert "was rolled back on 20" in said
+    assert "saved points\n" not in said
+    assert later in collections(kb)
+    ok("rollback", "change", "--auto-approve")
+    assert kb.world() == before
+
+
+@pytest.mark.parametrize("at", ["state", "tables", "collections", "rows", "rows:2", "marks", "vectors"])
+def test_gc_of_embedding_that_is_killed_is_done_again(kb: Knowledge, at: str) -> None:
+    kb.configure(vectors={"keep": "1s"})
+    kb.job(model="same", strategy="replace")
+    ok(*CHANGE)
+    with kb.ws.context().ledger() as ledger, ledger.writing() as connection:
+        plan = connection.execute(sa.select(runs.c.run)).scalar_one()
+        connection.execute(marks.insert().values(place="kb/gone", vector="", item='"x"', model="m", text="t", run=plan))
+    time.sleep(1.1)
+    died = kb.ws.process("gc", "--auto-approve", env={"VECRUN_CRASH_AT": f"gc:{at}"})
+    assert died.returncode == -9, died.stderr
+    refused(run("rollback", "change", "--auto-approve"), 12, "cannot be rolled back any more")
+    ok("gc", "--auto-approve")
+    assert (collections(kb), tables()) == ({"docs"}, {"chunks", "knowledge_bases"})
+    assert [count(kb.ws, table) for table in (partitions, vectors)] == [0, 0]
+    assert count(kb.ws, marks) == 40
+    nothing_left()
+    assert kb.versions()["p003"] == "hash:same:8"
+
+
+def test_gc_leaves_saved_points_where_the_connection_points_elsewhere(kb: Knowledge) -> None:
+    kb.job(model="same", strategy="replace")
+    ok(*CHANGE)
+    time.sleep(1.1)
+    names = collections(kb)
+    kb.connection = {"type": "files", "path": "./elsewhere"}
+    kb.configure()
+    said = ok("gc", "--auto-approve")
+    assert "is not looked for: the connection points somewhere else now" in said
+    kb.connection = {"type": "files", "path": "./kb"}
+    kb.configure()
+    assert collections(kb) == names
+    assert "saved points" in ok("gc", "--auto-approve")
+    assert collections(kb) == {"docs"}
+    assert count(kb.ws, marks) == 40
+
+
+def test_gc_forgets_old_vectors_but_not_under_a_run_that_embeds(kb: Knowledge) -> None:
+    kb.job(model="wide", retention="30d")
+    died = kb.ws.process(*CHANGE, env={"VECRUN_CRASH_AT": "copy_points:after_checkpoint"})
+    assert died.returncode == -9
+    kb.configure(vectors={"keep": "1s"})
+    time.sleep(1.1)
+    before = count(kb.ws, vectors)
+    assert before > 0
+    said = ok("gc", "--auto-approve")
+    assert re.search(r"left: kept vectors: run r-\S+ is not finished", said)
+    assert count(kb.ws, vectors) == before
+    ok("resume", "change")
+    assert json.loads(ok("status", "change", "--json"))["used"]["texts"] == 40
+    time.sleep(1.1)
+    shown = ok("gc", "--dry-run")
+    assert "kept vectors\n  - 40 from before 20" in shown
+    assert "2.6 kB: these texts are paid for again" in shown
+    assert count(kb.ws, vectors) == 40
+    assert "40 kept vectors" in ok("gc", "--auto-approve")
+    assert count(kb.ws, vectors) == 0
+    nothing_left()
+    ok("rollback", "change", "--auto-approve")
+
+
+def test_vectors_that_are_kept_for_a_run_only_stay_while_another_needs_them(kb: Knowledge) -> None:
+    kb.configure(vectors={"keep": "0s"})
+    kb.job(model="wide")
+    died = kb.ws.process(*CHANGE, env={"VECRUN_CRASH_AT": "copy_points:after_checkpoint"})
+    assert died.returncode == -9
+    before = count(kb.ws, vectors)
+    assert before > 0
+    kb.fill({"x": "one text"}, name="other")
+    kb.job("second", collection="other", model="wide", documents=None, knowledge_base=None, cutover=None)
+    ok("apply", "jobs/second.yaml", "--auto-approve")
+    assert count(kb.ws, vectors) == before + 1
+    ok("resume", "change")
+    assert json.loads(ok("status", "change", "--json"))["used"]["texts"] == 40
+    assert count(kb.ws, vectors) == 0
+
+
+def test_gc_keeps_failed_items_as_long_as_they_can_be_tried_again(kb: Knowledge) -> None:
+    kb.say({"p003": "much " * 30, "p005": "more " * 30})
+    kb.job(model="wide", failures={"allow": 5})
+    found = run(*CHANGE)
+    assert found.exit_code == 3, found.output
+    time.sleep(1.1)
+    said = ok("gc", "--auto-approve")
+    assert "failed items" not in said
+    nothing_left()
+    assert count(kb.ws, failures) == 2
+    assert "p003" in ok("failures", "change")
+    kb.say({"p003": "short by now"})
+    found = run("retry-failed", "change", "--auto-approve")
+    assert found.exit_code == 3, found.output
+    assert (count(kb.ws, failures), "p003" in kb.points("docs_wide")) == (1, True)
+
+
+def test_gc_removes_failed_items_of_what_was_rolled_back(kb: Knowledge) -> None:
+    kb.say({"p003": "much " * 30})
+    kb.job(model="wide", failures={"allow": 5})
+    assert run(*CHANGE).exit_code == 3
+    ok("rollback", "change", "--auto-approve")
+    time.sleep(1.1)
+    assert "- failed items: 1 rows of the ledger" in ok("gc", "--auto-approve")
+    assert count(kb.ws, failures) == 0
+    nothing_left()
+
+
+def test_gc_forgets_marks_of_collections_that_are_gone(kb: Knowledge) -> None:
+    kb.job(model="wide", retention="30d")
+    ok(*CHANGE)
+    with kb.store() as store:
+        store.drop("docs_wide")
+    assert count(kb.ws, marks) == 40
+    assert "kb/docs_wide is gone\n  - 40 marks" in ok("gc", "--dry-run")
+    assert count(kb.ws, marks) == 40
+    ok("gc", "--auto-approve")
+    assert count(kb.ws, marks) == 0
+    nothing_left()
+
+
+def test_a_ledger_gets_smaller_when_most_of_it_is_gone(ws: Workspace) -> None:
+    ws.write("vecrun.yaml", SETTINGS + "vectors: {keep: 1d}\n")
+    with ws.context().ledger() as ledger, ledger.writing() as connection:
+        for start in range(0, 6000, 1000):
+            rows = [
+                {
+                    "model": "m",
+                    "text": f"{start + n:032}",
+                    "vector": bytes(4096),
+                    "written": "2026-01-01T00:00:00.000+00:00",
+                }
+                for n in range(1000)
+            ]
+            connection.execute(vectors.insert(), rows)
+    ledger_file = ws.root / "state" / "ledger.db"
+    assert ledger_file.stat().st_size > 20e6
+    assert "24.6 MB: these texts are paid for again" in ok("gc", "--dry-run")
+    said = ok("gc", "--auto-approve")
+    assert re.search(r"The ledger's file is 2\d\.\d MB smaller", said), said
+    assert ledger_file.stat().st_size < 1e6
+    nothing_left()

@@ -30,6 +30,7 @@ from runner.ledger import Ledger
 from runner.notify import Event, notify
 from runner.points import KeyRange
 from runner.settings import Happening, Settings
+from tests.e2e.knowledge import Knowledge, Server
 from tests.e2e.workspace import REPOSITORY, SETTINGS, Workspace, environment, run
 
 GUIDE = REPOSITORY / "docs" / "howto" / "observe.md"
@@ -141,7 +142,7 @@ def test_a_webhook_gets_the_event_with_a_right_signature(
     assert headers["X-Vecrun-Signature"] == "sha256=" + hmac.new(b"open-sesame", body, hashlib.sha256).hexdigest()
     sent = json.loads(body)
     assert (sent["format_version"], sent["type"], sent["event"], sent["test"]) == (
-        "1.0",
+        "1.1",
         "notification",
         "failure",
         True,
@@ -512,6 +513,104 @@ def test_metrics_of_a_run_at_work_and_of_its_leases(
     for name in ("vecrun_points_total", "vecrun_batches_total", "vecrun_retries_total"):
         for item, value in found.items():
             assert item[0] != name or again[item] >= value
+
+
+def embedding(ws: Workspace, receiver: Receiver | None = None, **spec: Any) -> Knowledge:
+    """A knowledge base of 40 texts, of which the new model refuses one."""
+    models = {
+        "wide": {"provider": "hash", "model": "wide", "dimension": 16, "price": 1000, "text_tokens": 20, "items": 8},
+        "same": {"provider": "hash", "model": "same", "dimension": 8, "text_tokens": 20},
+    }
+    made = Knowledge(ws, Server("http://127.0.0.1:9"), models=models)
+    made.configure(**({"notifications": [{"webhook": receiver.url}]} if receiver is not None else {}))
+    made.fill()
+    made.say({"p003": "much " * 30})
+    made.job(failures={"allow": 1}, **spec)
+    return made
+
+
+def test_metrics_of_a_run_that_embeds(ws: Workspace) -> None:
+    embedding(ws, model="wide")
+    assert run("apply", "jobs/change.yaml", "--dry-run", "--sample", "10").exit_code in (0, 3)
+    assert run("apply", "jobs/change.yaml", "--auto-approve").exit_code == 3
+    assert run("rollback", "change", "--auto-approve").exit_code == 0
+    assert run("apply", "jobs/change.yaml", "--auto-approve", "--unpin").exit_code == 3
+    used = json.loads(run("status", "change", "--json").stdout)["used"]
+    with ws.context().ledger() as ledger:
+        server = metrics.serve("127.0.0.1:0", ledger)
+        try:
+            found = scrape(server.address)
+            again = scrape(server.address)
+        finally:
+            server.close()
+
+    def of(name: str, job: str) -> float:
+        value = found[key(f"vecrun_embedding_{name}_total", job=job, model="wide")]
+        assert again[key(f"vecrun_embedding_{name}_total", job=job, model="wide")] == value
+        return value
+
+    assert of("texts", "change") + of("texts", "") == 39, "each text once, those of the dry run among them"
+    assert of("texts", "") >= 8
+    assert of("known", "change") == 39 + of("texts", ""), "all of the second run, and of the first what the dry run had"
+    assert (used["texts"], used["known"]) == (0, 39)
+    newest, back, first = json.loads(run("runs", "--json").stdout)["items"]
+    assert newest["used"] == used
+    assert back["used"] is None
+    assert first["used"]["tokens"] + used["tokens"] == of("tokens", "change")
+    assert of("tokens", "change") > 39
+    assert of("usd", "change") == pytest.approx(of("tokens", "change") * 1000 / 1e6)
+    assert found[key("vecrun_failed_items", job="change")] == 2, "one in each run"
+
+
+def test_progress_of_vectors_replaced_in_place_is_told(ws: Workspace) -> None:
+    embedding(ws, model="same", strategy="replace")
+    assert run("apply", "jobs/change.yaml", "--auto-approve").exit_code == 3
+    with ws.context().ledger() as ledger:
+        server = metrics.serve("127.0.0.1:0", ledger)
+        try:
+            found = scrape(server.address)
+        finally:
+            server.close()
+    (name,) = {dict(labels)["run"] for metric, labels in found if metric == "vecrun_run_info"}
+    labels = {"job": "change", "run": name, "step": "replace_vectors"}
+    assert found[key("vecrun_run_points", **labels)] == 40
+    assert found[key("vecrun_run_points_done", **labels)] == 39
+    assert found[key("vecrun_points_total", job="change", step="replace_vectors")] == 39
+    status = run("status", "change").stdout
+    assert "  points    39\n" in status
+    assert re.search(r"  embedded  39 texts in \d+ requests, \d+ tokens\n", status)
+    assert "  failed    1 text: vecrun failures change" in status
+    assert run("rollback", "change", "--auto-approve").exit_code == 0
+    undone = json.loads(run("status", "change", "--json").stdout)
+    assert (undone["done"], undone["total"]) == (39, 39)
+
+
+def test_what_a_cancelled_change_in_place_has_left_is_said(ws: Workspace) -> None:
+    kb = embedding(ws, model="same", strategy="replace")
+    died = ws.process(
+        "apply", "jobs/change.yaml", "--auto-approve", env={"VECRUN_CRASH_AT": "replace_vectors:after_checkpoint"}
+    )
+    assert died.returncode == -9
+    left = json.loads(run("cancel", "change", "--json").stdout)["left_behind"]
+    assert any(
+        re.search(
+            r"kb/docs: the vectors of \d+ of 40 points were replaced; the old points are in kb/docs__saved_", line
+        )
+        for line in left
+    ), left
+    assert any("app: chunks.embedding_model_version is empty for rows of another version" in line for line in left)
+    assert set(kb.versions().values()) == {None}
+    status = json.loads(run("status", "change", "--json").stdout)
+    assert status["run"]["status"] == "cancelled"
+    assert (0 < status["done"] <= 39, status["total"]) == (True, 40)
+
+
+def test_a_notification_of_a_run_that_embeds(ws: Workspace, receiver: Receiver) -> None:
+    embedding(ws, receiver, model="wide")
+    assert run("apply", "jobs/change.yaml", "--auto-approve").exit_code == 3
+    (sent,) = receiver.bodies()
+    assert (sent["event"], sent["points"], sent["failed"]) == ("success", 39, 1)
+    assert "39 points embedded.\n1 text could not be embedded: vecrun failures change" in sent["text"]
 
 
 def test_a_broken_ledger_or_broker_is_told_and_breaks_no_scrape(tmp_path: Path) -> None:

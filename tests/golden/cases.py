@@ -23,6 +23,7 @@ from runner.points import (
 )
 from runner.report import markdown, text
 from tests import worlds
+from tests.e2e.knowledge import Knowledge, Server, text_of
 from tests.e2e.workspace import JOB, Workspace
 
 HERE = Path(__file__).parent
@@ -110,6 +111,66 @@ def rollback(ws: Workspace) -> Plan:
     return commands.plan_rollback(ws.context(), "move")
 
 
+def knowledge(ws: Workspace) -> Knowledge:
+    """A knowledge base with models; texts of one that was refused, and of ten that are the same."""
+    models = {
+        "wide": {"provider": "hash", "model": "wide", "dimension": 16, "text_tokens": 20, "price": 20},
+        "same": {"provider": "hash", "model": "same", "dimension": 8, "text_tokens": 20, "tokens_per_minute": 100_000},
+    }
+    made = Knowledge(ws, Server("http://127.0.0.1:9"), models=models)
+    made.configure()
+    made.fill({f"p{number:03}": text_of(number % 30) for number in range(40)})
+    made.say({"p003": "much " * 30})
+    return made
+
+
+def embed(ws: Workspace) -> Plan:
+    """Another model with other dimensions: a new collection, of one that is written to. It costs more than allowed."""
+    kb = knowledge(ws)
+    kb.job(
+        model="wide", live={"bound": 10}, budget={"usd": 0.001}, failures={"allow": 1},
+        quality={"queries": ["rice", {"text": "train", "expect": ["p001"]}], "k": 5, "min_overlap": 0.3, "min_recall": 1.0},
+    )  # fmt: skip
+    return commands.plan(ws.context(), ws.root / "jobs" / "change.yaml")
+
+
+def replace(ws: Workspace) -> Plan:
+    """Vectors replaced in place, in a collection that is written to."""
+    kb = knowledge(ws)
+    kb.job(model="same", strategy="replace", live={}, version_field="model", text={"column": "content"})
+    return commands.plan(ws.context(), ws.root / "jobs" / "change.yaml")
+
+
+def incremental(ws: Workspace) -> Plan:
+    """Some texts were edited since."""
+    kb = knowledge(ws)
+    kb.job(model="same", strategy="incremental", cutover=None, knowledge_base=None, failures={"allow": 1})
+    context, job = ws.context(), ws.root / "jobs" / "change.yaml"
+    commands.apply(context, commands.plan(context, job))
+    kb.say({"p007": "another text", "p008": "one more"})
+    return commands.plan(context, job)
+
+
+def put_back(ws: Workspace) -> Plan:
+    """The way back from vectors replaced in place."""
+    kb = knowledge(ws)
+    kb.job(model="same", strategy="replace", failures={"allow": 1})
+    context = ws.context()
+    commands.apply(context, commands.plan(context, ws.root / "jobs" / "change.yaml"))
+    return commands.plan_rollback(context, "change")
+
+
+def retry(ws: Workspace) -> Plan:
+    """Another try for a text that was refused."""
+    kb = knowledge(ws)
+    kb.job(model="wide", failures={"allow": 1})
+    context = ws.context()
+    commands.apply(context, commands.plan(context, ws.root / "jobs" / "change.yaml"))
+    made = commands.plan_retry(context, "change")
+    assert made is not None
+    return made
+
+
 CASES: dict[str, Callable[[Workspace], Plan]] = {
     "simple": simple,
     "everything": everything,
@@ -117,6 +178,11 @@ CASES: dict[str, Callable[[Workspace], Plan]] = {
     "hold": hold,
     "blocked": blocked,
     "rollback": rollback,
+    "embed": embed,
+    "replace": replace,
+    "incremental": incremental,
+    "put-back": put_back,
+    "retry": retry,
 }
 
 
@@ -145,6 +211,9 @@ CHANGING = (
     (r"([Rr]eading alone (takes )?)(under )?[\d.]+ (s|min|h)\b", r"\1…"),
     (r"(about )[\d.]+ (bytes|kB|MB)\b", r"\1…"),
     (r"vecrun_undo_[0-9a-f]{10}", "vecrun_undo_…"),
+    (r"__saved_[0-9a-f]{8}", "__saved_…"),
+    (r"[\d,]+ texts a second", "… texts a second"),
+    (r"(about |under )[\d.,]+ (s|min|h)\b", "…"),
 )
 
 

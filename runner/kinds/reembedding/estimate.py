@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from runner.clauses.texts import Choice, texts_of
 from runner.embedder import Embedder
-from runner.errors import Transient
+from runner.errors import Refused, Transient
 from runner.plan import Place
 from runner.points import KeyRange, PointBatch
 from runner.transform import Embedding
@@ -128,7 +128,7 @@ def _seconds(work: Work, embedder: Embedder) -> tuple[float | None, str]:
     began = time.monotonic()
     try:
         embedder.embed([f"{number} {text}" for number in range(texts)])
-    except Transient as exc:
+    except (Transient, Refused) as exc:
         return None, f"the probe was not answered: {exc}"
     rate = texts / max(time.monotonic() - began, 1e-6) * bounds.concurrency
     waits.append((asked / rate, f"{rate:,.0f} texts a second, as a probe measured just now"))

@@ -94,7 +94,7 @@ class Failures(SpecModel):
 
 
 class Budget(SpecModel):
-    """What the run may cost; a plan above it must be accepted (VC101, VC102). A run stops before it spends more USD."""
+    """What the run may cost; a plan above it must be accepted (VC101, VC102). A run stops before it spends more USD, unless VC101 is accepted."""
 
     usd: float | None = Field(None, ge=0)
     time: Duration | None = None

@@ -185,7 +185,8 @@ def change_of(
         texts.check(world.database(documents.connection), column)
     embed = Embedding(
         model=spec.model, identity=identity, vector=before.name, field=spec.text.field, column=column,
-        version_field=spec.version_field, budget=spec.budget.usd,
+        version_field=spec.version_field,
+        budget=spec.budget.usd if COST not in {item.code for item in spec.accept} else None,
     )  # fmt: skip
     transform = Transform(embed=embed)
     if (field := spec.version_field) is not None:
