@@ -36,9 +36,9 @@ _USER_PART = re.compile(r"[a-z][a-z0-9+.-]*://[^/@?#]*$", re.IGNORECASE)
 _PARAMETER = re.compile(r"[a-z][a-z0-9+.-]*://[^#]*[?&][^=&]*=[^&]*$", re.IGNORECASE)
 #: What models are called beside connections, in plans.
 MODEL = "model:"
-#: Settings of a model that decide about its vectors; another limit, price or key does not make a plan stale.
+#: Settings of a model that decide about its vectors; another address, limit, price or key does not make a plan stale.
 SHAPING = frozenset(
-    {"provider", "model", "revision", "version", "dimension", "base_url", "document_prefix", "query_prefix", "normalize",
+    {"provider", "model", "revision", "version", "dimension", "document_prefix", "query_prefix", "normalize",
      "too_long"}
 )  # fmt: skip
 #: A SQLite file that is not named from the root: SQLAlchemy would look for it in the current folder.
