@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from runner.clauses.texts import Choice
-from runner.kinds.reembedding import estimate, steps
+from runner.kinds.reembedding import estimate
 from runner.kinds.reembedding.change import Change
 from runner.kinds.reembedding.spec import ReembeddingSpec
+from runner.kinds.reembedding.target import change_of, resolved, vector_of
 from runner.state import State
 from runner.world import World
 
@@ -15,14 +16,14 @@ from runner.world import World
 def check(job: str, spec: ReembeddingSpec, world: World, state: State) -> dict[str, Any]:
     """current_model, configured_model, needs_reembed, dimension_changed, texts, estimated_tokens, estimated_cost (USD),
     estimated_time (seconds); None where something is not known."""
-    store, place = world.store(spec.connection), steps.resolved(spec, world)
+    store, place = world.store(spec.connection), resolved(spec, world)
     schema = store.inspect(place.collection)
     assert schema is not None
     embedder = world.embedder(spec.model)
-    identity, before = embedder.identity(), steps.vector_of(spec, place, schema)
+    identity, before = embedder.identity(), vector_of(spec, place, schema)
     changed = identity.dimension != before.dimension
     lasting = spec.model_copy(update={"strategy": "create_new_collection"})
-    change = steps.change_of(job, lasting, world, state, store, place, schema, before, identity)
+    change = change_of(job, lasting, world, state, store, place, schema, before, identity)
     current = _current(change, world)
     same = not changed and current["version"] == identity.version
     choice = Choice(world, world.kept, place, change.embed, change.rows, stale_only=True) if not changed else None
