@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runner.errors import Permanent, TooLarge, Transient
+from runner.errors import Permanent, StoreError, TooLarge, Transient
 from runner.points import (
+    CollectionSchema,
     Distance,
     IdKind,
     KeyRange,
@@ -27,6 +28,7 @@ from runner.points import (
     PointBatch,
     SparseField,
     SparseVector,
+    VectorField,
     VectorIndex,
     json_dumps,
 )
@@ -418,3 +420,20 @@ def test_errors_are_sorted(code: int, message: str, kind: type[Exception]) -> No
     error = error_of(code, message, "http://localhost:1")
     assert type(error) is kind
     assert "http://localhost:1" in error.detail
+
+
+def test_a_process_killed_while_it_makes_a_collection_leaves_nothing_in_the_way(tmp_path: Path) -> None:
+    """Milvus Lite makes the folder first and its schema after: with the folder alone it knows no such collection."""
+    uri = tmp_path / "kb.db"
+    (uri / "collections" / "half").mkdir(parents=True)
+    (uri / "collections" / "other").mkdir()
+    (uri / "collections" / "other" / "file").write_text("of somebody")
+    schema = CollectionSchema(
+        name="half", id_kind=IdKind.INT, vectors=(VectorField(name="v", dimension=4, distance=Distance.COSINE),)
+    )
+    with MilvusStore.connect(MilvusConfig(type="milvus", uri=str(uri))) as store:
+        store.create(schema)
+        assert store.collections() == ["half"]
+        with pytest.raises(StoreError):
+            store.create(schema.model_copy(update={"name": "other"}))
+    assert (uri / "collections" / "other" / "file").read_text() == "of somebody"

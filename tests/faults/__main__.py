@@ -1,5 +1,6 @@
 # ruff: noqa: T201
-"""`python -m tests.faults`: the crash matrix, then `kill -9` at random moments, over several pairs of stores.
+"""`python -m tests.faults`: the crash matrix, then `kill -9` at random moments, over several pairs of stores, and over
+changes of the embedding model with every strategy.
 
 The last line counts what was found; the exit status is 0 only if nothing was lost, doubled, changed, or otherwise wrong.
 """
@@ -16,10 +17,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from tests import servers
-from tests.faults import kills, matrix
+from tests.faults import kills, matrix, reembed
+from tests.faults.change import Change
 from tests.faults.matrix import Score
 from tests.faults.nursery import Nursery
 from tests.faults.scene import PAIRS, Pair, missing
@@ -29,33 +32,38 @@ MATRIX = ("files → pgvector", "pgvector → pgvector", "pgvector → files")
 #: Work that goes on at once. Much of it waits: for discs, for clients to be imported, for the moment of a kill.
 LANES = 3
 
-Job = tuple[Pair, Callable[[Nursery, Path, str], Score]]
+Job = tuple[Pair | Change, Callable[[Nursery, Path, str], Score]]
 
 
 def main() -> int:
     """Parse arguments, run everything, print the table. The exit status."""
-    known = [str(pair) for pair in PAIRS]
+    known, changes = [str(pair) for pair in PAIRS], [str(change) for change in reembed.CHANGES]
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--kills", type=int, default=208, help="processes to kill, over all pairs [%(default)s]")
     parser.add_argument("--seconds", type=float, default=0, help="begin no more migrations after so many seconds")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of the data and the moments [the time]")
-    parser.add_argument("--pairs", nargs="+", metavar="PAIR", help=f"only these of: {'; '.join(known)}")
+    parser.add_argument("--change-kills", type=int, default=80, help="the same, over all changes [%(default)s]")
+    parser.add_argument("--pairs", nargs="*", metavar="PAIR", help=f"only these of: {'; '.join(known)}")
+    parser.add_argument("--changes", nargs="*", metavar="CHANGE", help=f"only these of: {'; '.join(changes)}")
     parser.add_argument("--every", type=int, default=1, help="each n-th case of the matrix; 0: no matrix [%(default)s]")
     parser.add_argument("--points", type=int, default=0, help="points in a collection, for the kills")
     options = parser.parse_args()
-    chosen = [pair for pair in PAIRS if not options.pairs or str(pair) in options.pairs]
-    if len(chosen) < len(options.pairs or ()):
-        parser.error(f"--pairs: there are {', '.join(known)}")
+    chosen = [pair for pair in PAIRS if options.pairs is None or str(pair) in options.pairs]
+    disturbed = [one for one in reembed.CHANGES if options.changes is None or str(one) in options.changes]
+    for name, found, there in (("pairs", chosen, known), ("changes", disturbed, changes)):
+        if len(found) < len(getattr(options, name) or ()):
+            parser.error(f"--{name}: there are {', '.join(there)}")
     left_out = {str(pair): reason for pair in chosen if (reason := missing(pair))}
     pairs = [pair for pair in chosen if str(pair) not in left_out]
     until = time.monotonic() + options.seconds if options.seconds else float("inf")
     folder = Path(tempfile.mkdtemp(prefix="vecrun-faults-"))
     print(f"faults: seed {options.seed}, workspaces and logs in {folder}", flush=True)
     with _postgres() as url:
-        scores = _work(_jobs(pairs, options, until), folder, url)
-    total = _show(pairs, scores, left_out)
-    if total.kills < options.kills and not options.seconds:
-        total.findings.append(f"only {total.kills} of {options.kills} processes were killed at work")
+        scores = _work([*_changes(disturbed, options, until), *_jobs(pairs, options, until)], folder, url)
+    total = _show([*map(str, pairs), *map(str, disturbed)], scores, left_out)
+    wanted = (options.kills if pairs else 0) + (options.change_kills if disturbed else 0)
+    if total.kills < wanted and not options.seconds:
+        total.findings.append(f"only {total.kills} of {wanted} processes were killed at work")
     if total.right:
         shutil.rmtree(folder, ignore_errors=True)
     for text in total.findings:
@@ -98,6 +106,25 @@ def _jobs(pairs: Sequence[Pair], options: argparse.Namespace, until: float) -> l
     return jobs
 
 
+def _changes(chosen: Sequence[Change], options: argparse.Namespace, until: float) -> list[Job]:
+    """The same of changes of the model, and of second tries after texts were mended."""
+    jobs: list[Job] = []
+    for number, change in enumerate(chosen):
+        quota = options.change_kills // len(chosen) + (number < options.change_kills % len(chosen))
+        seed = options.seed + 100 * number
+        if options.every and str(change) in reembed.MATRIX:
+            jobs.insert(0, (change, partial(reembed.crash, change=change, seed=seed, every=options.every)))
+        if quota:
+            killed = partial(reembed.kill, change=change, seed=seed, quota=quota, points=options.points, until=until)
+            jobs.append((change, killed))
+    jobs += [
+        (change, partial(reembed.mend, change=change, seed=options.seed, every=options.every))
+        for change in reembed.MENDED
+        if options.every and str(change) in map(str, chosen)
+    ]
+    return jobs
+
+
 def _work(jobs: list[Job], folder: Path, url: str) -> dict[str, Score]:
     """Do all jobs in a few lanes, each with its own nursery. Scores by pair."""
     waiting: queue.SimpleQueue[tuple[int, Job]] = queue.SimpleQueue()
@@ -136,12 +163,12 @@ def _work(jobs: list[Job], folder: Path, url: str) -> dict[str, Score]:
     return scores
 
 
-def _show(pairs: Sequence[Pair], scores: dict[str, Score], left_out: dict[str, str]) -> Score:
-    """Print what happened to each pair, and where the kills struck. The sum."""
+def _show(names: Sequence[str], scores: dict[str, Score], left_out: dict[str, str]) -> Score:
+    """Print what happened to each, and where the kills struck. The sum."""
     total = Score()
     columns = ("runs", "crashes", "kills", "compared", "lost", "doubled", "changed", "seconds")
     print("\n" + f"{'pair':<28}" + "".join(f"{name:>10}" for name in columns))
-    for name in [*dict.fromkeys(map(str, pairs)), "all"]:
+    for name in [*dict.fromkeys(names), "all"]:
         score = total if name == "all" else scores.get(name, Score())
         counts = score.counts
         cells = (

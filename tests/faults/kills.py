@@ -30,7 +30,9 @@ ROLLED_BACK_EARLY = 0.15
 #: Longest a vecrun process may take, in seconds.
 PATIENCE = 150
 #: How often a step is chosen; others count 1.
-WEIGHTS = {"copy_points": 10, "verify_points": 5}
+WEIGHTS = {
+    "copy_points": 10, "verify_points": 5, "replace_vectors": 12, "restore_vectors": 8, "set_model": 3, "set_serving": 2,
+}  # fmt: skip
 BATCH = 25
 COMMAND = (sys.executable, "-m", "runner")
 
@@ -43,6 +45,8 @@ class Migration:
         self.log = directory.with_name(f"{directory.name}.log")
         #: Seconds each step took when nobody disturbed it: step type -> seconds, for applies and rollbacks.
         self.normal: dict[str, float] = {}
+        #: Exit statuses of a run that came to its end.
+        self.right: tuple[int, ...] = (0,)
 
     # -- looking into the ledger -----------------------------------------------------------------------------
 
@@ -92,9 +96,9 @@ class Migration:
             done = subprocess.run(
                 [*COMMAND, *arguments], cwd=self.directory, stdout=log, stderr=log, check=False, timeout=PATIENCE
             )
-        if done.returncode != 0:
+        if done.returncode not in self.right:
             self.score.findings.append(f"vecrun {' '.join(arguments)} ended with {done.returncode}: see {self.log}")
-        return done.returncode == 0
+        return done.returncode in self.right
 
     def killed(self, *arguments: str) -> bool | None:
         """Run it and kill it somewhere. True: killed at work; False: it came to its end before; None: a finding."""
@@ -112,7 +116,7 @@ class Migration:
                 return True
             self.score.missed += 1
             return False
-        if status != 0:
+        if status not in self.right:
             self.score.findings.append(f"vecrun {' '.join(arguments)} ended with {status}: see {self.log}")
             return None
         self.score.missed += 1
@@ -220,17 +224,23 @@ def run(
         "build", directory=str(directory), pair=asdict(pair), seed=seed, points=points or pair.points,
         batch_size=BATCH, postgres=postgres,
     )  # fmt: skip
-    migration = Migration(nursery, directory, random.Random(seed), score)
     try:
-        if migration.undisturbed("apply", f"jobs/{JOB}.yaml", "--auto-approve"):
-            migration.measure()
-            if migration.undisturbed("rollback", JOB, "--auto-approve"):
-                migration.measure()
-        while score.kills < kills and not score.findings and score.missed < 3 * kills + 10:
-            if time.monotonic() > until:
-                break
-            if migration.apply(kills - score.kills):
-                migration.rollback(kills - score.kills)
+        until_killed(Migration(nursery, directory, random.Random(seed), score), kills, until)
     finally:
         nursery.call("remove", directory=str(directory))
     return score
+
+
+def until_killed(migration: Migration, kills: int, until: float) -> None:
+    """Once without a kill, to learn how long its steps take; then until so many processes were killed at work, or until
+    `until`."""
+    score = migration.score
+    if migration.undisturbed("apply", f"jobs/{JOB}.yaml", "--auto-approve", "--unpin"):
+        migration.measure()
+        if migration.undisturbed("rollback", JOB, "--auto-approve"):
+            migration.measure()
+    while score.kills < kills and not score.findings and score.missed < 3 * kills + 10:
+        if time.monotonic() > until:
+            break
+        if migration.apply(kills - score.kills):
+            migration.rollback(kills - score.kills)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import importlib
 import json
 import os
 import subprocess
@@ -38,7 +39,7 @@ class Nursery:
         return int(self._ask(order)["status"])
 
     def call(self, function: str, **arguments: Any) -> Any:
-        """The result of a function of `scene`, run in a child."""
+        """The result of a function of `scene`, or of MODULE.FUNCTION of this package, run in a child."""
         answer = self._ask({"call": function, "arguments": arguments, "cwd": "/", "crash_at": ""})
         if answer["status"] != 0:
             raise RuntimeError(f"{function} failed with {answer['status']}: see the end of {self.log}")
@@ -71,9 +72,16 @@ def _serve() -> None:
 
     from runner import cli, commands, planner  # noqa: F401
     from runner.stores import files, milvus, pgvector, qdrant, weaviate  # noqa: F401
-    from tests.faults import scene  # noqa: F401
+    from tests.faults import agreement, scene  # noqa: F401
 
-    for name in ("milvus_lite.server_manager", "psycopg", "pymilvus", "qdrant_client", "sqlalchemy.dialects.sqlite"):
+    for name in (
+        "milvus_lite.server_manager",
+        "psycopg",
+        "pymilvus",
+        "qdrant_client",
+        "runner.embedders.hash",
+        "sqlalchemy.dialects.sqlite",
+    ):
         with contextlib.suppress(ImportError):
             __import__(name)
     answers = os.fdopen(os.dup(1), "w")
@@ -106,7 +114,6 @@ def _live(order: dict[str, Any], writing: int) -> None:
     """The child. Never returns."""
     from runner import cli
     from runner.executor import slices
-    from tests.faults import scene
 
     status = 70
     try:
@@ -118,7 +125,9 @@ def _live(order: dict[str, Any], writing: int) -> None:
         os.environ["VECRUN_CRASH_AT"] = order["crash_at"]
         slices.CHECKPOINT_SECONDS = 0  # so that there are many, even in a short run
         if "call" in order:
-            result = json.dumps(getattr(scene, order["call"])(**order["arguments"]))
+            module, _, name = order["call"].rpartition(".")
+            function = getattr(importlib.import_module(f"tests.faults.{module or 'scene'}"), name)
+            result = json.dumps(function(**order["arguments"]))
             os.write(writing, result.encode())
             status = 0
         else:

@@ -129,10 +129,10 @@ def build(
     root.mkdir(parents=True)
     made = Pair(**pair | {"ids": IdKind(pair["ids"]), "expect": IdMode(pair["expect"])})
     prefix = f"F{uuid.uuid4().hex[:8]}"
-    places = [_place(edition, root / role, postgres) for role, edition in (("a", made.source), ("b", made.target))]
+    places = [place_of(edition, root / role, postgres) for role, edition in (("a", made.source), ("b", made.target))]
     url = {"sqlite": f"sqlite:///{root / 'app.db'}", "postgres": "", "": ""}[made.chunks]
     if made.chunks == "postgres":
-        url = _place("pgvector", root, postgres)["url"]
+        url = place_of("pgvector", root, postgres)["url"]
     scene = Scene(root, made, prefix, seed, points, batch_size, *places, chunks_url=url, team=team or {})
     with opened(scene.source) as source, opened(scene.target) as target:
         scene = replace(scene, payloads=_held(scene, source, target))
@@ -151,7 +151,7 @@ def load(directory: str) -> Scene:
     return Scene(**data | {"directory": Path(directory), "pair": Pair(**pair), "payloads": tuple(data["payloads"])})
 
 
-def _place(edition: str, path: Path, postgres: str) -> dict[str, Any]:
+def place_of(edition: str, path: Path, postgres: str) -> dict[str, Any]:
     if edition == "pgvector":
         name = f"faults_{uuid.uuid4().hex[:12]}"
         servers.sql(postgres, f"CREATE DATABASE {name} TEMPLATE with_vector")

@@ -10,7 +10,18 @@ from pathlib import Path
 
 
 def test_nothing_is_lost_when_processes_die(pg_url: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.faults", "--kills", "6", "--every", "3", "--pairs", "files → pgvector"]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.faults",
+        "--kills",
+        "6",
+        "--every",
+        "3",
+        "--pairs",
+        "files → pgvector",
+        "--changes",
+    ]
     environment = os.environ | {"VECRUN_FAULTS_POSTGRES": pg_url, "TMPDIR": str(tmp_path), "PYTHONUTF8": "1"}
     done = subprocess.run(
         command,

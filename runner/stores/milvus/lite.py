@@ -6,7 +6,8 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from runner.errors import Permanent, StoreError, Transient
 
@@ -44,6 +45,13 @@ def opening(path: str) -> Iterator[None]:
         raise Permanent("A Milvus Lite directory cannot be opened", f"{path}: {reasons[0]}") from exc
     finally:
         log.removeFilter(keep)
+
+
+def clear(path: str, name: str) -> None:
+    """Remove the empty folder that a process leaves that was killed while it made a collection: Milvus Lite neither lists
+    it nor makes another of that name. A folder with anything in it stays."""
+    with suppress(OSError):
+        Path(path, "collections", name).rmdir()
 
 
 def release(path: str) -> None:

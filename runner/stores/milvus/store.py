@@ -10,6 +10,7 @@ from runner.errors import Permanent, StoreError, TooLarge
 from runner.points import CollectionSchema, Datatype, Float32Matrix, IdKind, KeyRange, Payloads, PointBatch, PointId
 from runner.store import Capabilities, ConnectionConfig, Health, Hit, Problem, Store
 from runner.stores.milvus import definition, indexes, limits
+from runner.stores.milvus import lite as lite_files
 from runner.stores.milvus.collection import Collection
 from runner.stores.milvus.config import MilvusConfig
 from runner.stores.milvus.connection import Connection
@@ -91,6 +92,8 @@ class MilvusStore(Store):
         where = self._connection.place(schema.name)
         if self._connection.ask("has_collection", schema.name):
             raise Permanent("The collection exists already", where, "Choose another name, or drop it first.")
+        if self._connection.path:
+            lite_files.clear(self._connection.path, schema.name)
         with translated(where):
             made = definition.pymilvus_schema(schema)
         self._connection.ask("create_collection", schema.name, schema=made)
