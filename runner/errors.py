@@ -35,7 +35,7 @@ class VecrunError(Exception):
 
     def __init__(self, summary: str, detail: str = "", hint: str = "") -> None:
         self.summary, self.detail, self.hint = redact(summary), redact(detail), redact(hint)
-        super().__init__(" ".join(part for part in (self.summary, self.detail) if part))
+        super().__init__(": ".join(part for part in (self.summary, self.detail) if part))
 
     def as_dict(self) -> dict[str, object]:
         """The three parts for `--json`."""

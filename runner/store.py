@@ -71,6 +71,7 @@ class Capabilities:
     missing_vectors: bool = False  # a point may lack one of its dense vectors
     normalises: frozenset[Distance] = frozenset()  # metrics whose vectors are scaled to length 1 when written
     aliases: bool = False
+    shared_ids: bool = False  # an id is unique over all collections, so no two hold the same point
     partitions: bool = False
     partition_key: bool = False
     max_batch: int = 10_000  # points one write may carry
@@ -138,6 +139,10 @@ class Store(ABC):
     def inspect(self, name: str) -> CollectionSchema | None:
         """What the collection looks like now; None if there is none. `name` is no alias."""
 
+    def columns(self, name: str) -> tuple[str, ...]:
+        """Payload fields that have columns of their own, for who reads the collection past vecrun. What `create` makes has none."""
+        return ()
+
     @abstractmethod
     def count(self, name: str) -> int:
         """Exact number of points, everything written so far included."""
@@ -194,6 +199,10 @@ class Store(ABC):
     @abstractmethod
     def aliases(self) -> dict[str, str]:
         """alias -> collection. Empty where the store has none."""
+
+    def alias_taken(self, alias: str) -> str:
+        """Why `alias` cannot become an alias: something else has the name. Empty when it can, or is one already."""
+        return f"{alias} is a collection there" if alias in self.collections() else ""
 
     @abstractmethod
     def set_alias(self, alias: str, name: str | None) -> None:
@@ -358,6 +367,9 @@ class ReadOnlyStore(Store):
     def inspect(self, name: str) -> CollectionSchema | None:
         return self.inner.inspect(name)
 
+    def columns(self, name: str) -> tuple[str, ...]:
+        return self.inner.columns(name)
+
     def count(self, name: str) -> int:
         return self.inner.count(name)
 
@@ -380,6 +392,9 @@ class ReadOnlyStore(Store):
 
     def aliases(self) -> dict[str, str]:
         return self.inner.aliases()
+
+    def alias_taken(self, alias: str) -> str:
+        return self.inner.alias_taken(alias)
 
     def fit(self, wish: CollectionSchema) -> tuple[CollectionSchema, list[Problem]]:
         return self.inner.fit(wish)

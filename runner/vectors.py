@@ -26,6 +26,10 @@ from runner.tables import failures, marks, pace, usage, vectors
 
 #: Values in one IN (…).
 CHUNK = 500
+#: Longest time, in seconds, for which a provider's wish to wait is kept; a moment beyond it is of a clock that was wrong.
+MAX_HOLD = 900.0
+#: A queue for the next turn is no longer than this, in seconds and so many requests: the rest, too.
+QUEUE_SECONDS, QUEUE_REQUESTS = 600.0, 100
 
 
 @dataclass(frozen=True)
@@ -286,8 +290,18 @@ class Vectors:
         with self.records.writing() as connection:
             connection.execute(marks.delete().where(marks.c.place == place))
 
-    def marked(self, place: str, vector: str, model: str, size: int = 10_000) -> Iterator[list[PointId]]:
-        """Ids of a collection whose vector this model made, in pages."""
+    @again
+    def count_marked(self, place: str, vector: str, model: str) -> int:
+        """How many points of a collection carry a vector that this model made, as far as it was recorded."""
+        chosen = (marks.c.place == place, marks.c.vector == vector, marks.c.model == model)
+        query = sa.select(sa.func.count()).select_from(marks).where(*chosen)
+        with self.records.reading() as connection:
+            return int(connection.execute(query).scalar_one())
+
+    def marked(
+        self, place: str, vector: str, model: str, size: int = 10_000, *, run: str | None = None
+    ) -> Iterator[list[PointId]]:
+        """Ids of a collection whose vector this model made, in pages; with `run` those that it recorded."""
         last = ""
         while True:
             query = (
@@ -295,6 +309,8 @@ class Vectors:
                 .where(marks.c.place == place, marks.c.vector == vector, marks.c.item > last, marks.c.model == model)
                 .order_by(marks.c.item).limit(size)
             )  # fmt: skip
+            if run is not None:
+                query = query.where(marks.c.run == run)
             rows = self.records.fetch(query).scalars().all()
             if not rows:
                 return
@@ -343,7 +359,9 @@ class Vectors:
         """Take the next turn, after which others wait for `seconds`; how long to wait for it."""
         with self.records.writing() as connection:
             clock, row = self._pace(connection, name)
-            start = max(clock, row.next, row.held)
+            held = _until(row.held, clock, MAX_HOLD)
+            longest = max(QUEUE_SECONDS, held - clock) + QUEUE_REQUESTS * seconds
+            start = max(clock, _until(row.next, clock, longest), held)
             connection.execute(pace.update().where(pace.c.name == name).values(next=start + seconds))
         return float(start - clock)
 
@@ -352,15 +370,18 @@ class Vectors:
         """Seconds for which the provider asked to wait; 0 when it did not."""
         with self.records.reading() as connection:
             until = connection.execute(sa.select(pace.c.held).where(pace.c.name == name)).scalar()
-            return max(0.0, float(until or 0.0) - self.records.clock(connection))
+            clock = self.records.clock(connection)
+            return max(0.0, _until(float(until or 0.0), clock, MAX_HOLD) - clock)
 
     @again
-    def hold(self, name: str, seconds: float) -> None:
-        """The provider asks to wait: nobody starts a request before."""
+    def hold(self, name: str, seconds: float) -> bool:
+        """The provider asks to wait: nobody starts a request before. Whether nobody was waiting yet."""
         with self.records.writing() as connection:
             clock, row = self._pace(connection, name)
-            held = max(row.held, clock + seconds)
+            before = _until(row.held, clock, MAX_HOLD)
+            held = max(before, clock + min(seconds, MAX_HOLD))
             connection.execute(pace.update().where(pace.c.name == name).values(held=held, next=max(row.next, held)))
+        return bool(before <= clock)
 
     def _pace(self, connection: sa.Connection, name: str) -> tuple[float, Any]:
         self._upsert(connection, pace, [{"name": name, "next": 0.0, "held": 0.0}], ())
@@ -390,6 +411,11 @@ class Vectors:
         else:
             statement = statement.on_conflict_do_nothing(index_elements=keys)
         connection.execute(statement, rows)
+
+
+def _until(moment: float, clock: float, longest: float) -> float:
+    """A moment in the ledger; the present when it is too far ahead: the clock it was taken from has gone back since."""
+    return clock if moment - clock > longest else float(moment)
 
 
 def _chunks(items: Sequence[Any]) -> Iterator[Sequence[Any]]:

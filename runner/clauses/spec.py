@@ -18,7 +18,10 @@ _SAVED = re.compile(r"__saved_[0-9a-f]{8}$")
 class Cutover(SpecModel):
     """The name readers use; it is switched to the target after verification."""
 
-    alias: str = Field(description="May hold {name}, the target collection's name.", examples=["kb_support"])
+    alias: str = Field(
+        min_length=1, pattern=r"^([^{}]|\{name\})+$", description="May hold {name}, the target collection's name.",
+        examples=["kb_support"],
+    )  # fmt: skip
 
 
 class Verify(SpecModel):

@@ -48,6 +48,7 @@ class Choice:
     ) -> None:  # fmt: skip
         self.world, self.kept, self.place, self.embed, self.rows_of = world, kept, place, embed, rows
         self.stale_only, self.run = stale_only, run
+        self.trusted = 0  # points taken as current for their version alone: nobody recorded their text
 
     def rows(self, batch: PointBatch, found: Sequence[str | Failure]) -> list[int]:
         """Positions of these points in the batch; `found` are its texts. Those without a text are among them."""
@@ -65,6 +66,8 @@ class Choice:
                     chosen.append(row)
             elif not current.get(point_id, False):
                 chosen.append(row)
+            else:
+                self.trusted += 1
         return chosen
 
     def _current(self, batch: PointBatch) -> dict[PointId, bool]:

@@ -38,7 +38,7 @@ def init(directory: Path, as_json: bool) -> None:
     for path in made:
         show(f"+ {path}")
     enter = "" if directory == Path() else f"cd {directory}, "
-    show(f"Next: {enter}put your databases into vecrun.yaml and your job into jobs/ (the two there are samples),")
+    show(f"Next: {enter}put your databases into vecrun.yaml and your job into jobs/ (those there are samples),")
     show("then: vecrun validate, vecrun connections test, vecrun plan jobs/NAME.yaml")
 
 
@@ -135,7 +135,11 @@ def starting(command: Callable[..., Any]) -> Callable[..., Any]:
 @cli.command()
 @click.argument("what", type=click.Path(path_type=Path), metavar="PLANFILE|JOB.yaml")
 @click.option("--auto-approve", is_flag=True, help="Do not ask.")
-@click.option("--dry-run", is_flag=True, help="Read and transform everything, write nothing.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Read and transform everything, write nothing to a store. Texts are embedded, and kept.",
+)
 @click.option("--sample", type=click.IntRange(1), help="With --dry-run: only about so many points of each collection.")
 @click.option("--unpin", is_flag=True, help="Apply again what was rolled back.")
 @starting

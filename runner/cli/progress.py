@@ -29,7 +29,11 @@ def stoppable() -> Iterator[threading.Event]:
         if stop.is_set():
             os._exit(130)
         stop.set()
-        click.echo("\nStopping after this batch; once more stops at once. Nothing is lost either way.", err=True)
+        click.echo(
+            "\nStopping after this batch; once more stops at once, and embedding requests under way are paid for "
+            "again. No point is lost either way.",
+            err=True,
+        )
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

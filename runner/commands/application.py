@@ -80,6 +80,7 @@ def apply(
         if unfinished and unfinished["plan_digest"] == plan.plan_digest:
             return _resume(context, ledger, unfinished, progress, stop, say, wait=wait)
         refuse_unfinished(ledger, plan)
+        planner.refuse_half_changed(plan, ledger)
         if plan.purpose == "apply" and not plan.steps:
             refuse_stale(context, ledger, plan)
             return Outcome("", plan.job, plan.purpose, "completed", (), 0.0)
@@ -87,6 +88,7 @@ def apply(
         stop = stop or threading.Event()
         with leased(context, ledger, plan, run, stop, wait=wait, say=say, slot=not detach) as held:
             refuse_unfinished(ledger, plan)  # again: a run may have begun and stopped before the lease was ours
+            planner.refuse_half_changed(plan, ledger)
             refuse_stale(context, ledger, plan)
             crash.point("run", "leased")
             executor = "distributed" if context.settings.has_broker else "embedded"

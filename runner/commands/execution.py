@@ -258,7 +258,7 @@ def record_failure(run: Run, exc: BaseException) -> bool:
         for number, row in enumerate(run.ledger.steps_of(run.run)):
             if row["status"] == "running" and isinstance(exc, VerificationFailed):
                 run.ledger.set_step(run.lease, number, "failed")
-        if isinstance(exc, VecrunError) and status == "failed" and "vecrun resume" not in exc.hint:
+        if isinstance(exc, VecrunError) and status == "failed" and "vecrun " not in exc.hint:
             way_on = f"When that is mended: vecrun resume {run.plan.job}. Or undo it: vecrun rollback {run.plan.job}"
             exc.hint = f"{exc.hint}\n{way_on}".strip()
         run.ledger.set_run(

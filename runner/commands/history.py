@@ -174,13 +174,11 @@ def left_behind(context: Context, name: str) -> list[str]:
             elif isinstance(step, RestoreVectors):
                 done = sum(part.done for part in ledger.partitions_of(row["run"], number))
                 found.append(f"{step.target}: the old vectors of {done:,} points are back")
-            elif (
-                isinstance(step, SetModel) and step.rows is not None and step.phase in ("begin", "open", "end", "again")
-            ):
+            elif isinstance(step, SetModel) and step.rows is not None and step.phase in ("begin", "end", "again"):
                 column = f"{step.rows.connection}: {step.rows.table}.{step.rows.version_column}"
                 says = (
                     f"is empty for rows of another version; old ones are in {step.undo_table}"
-                    if step.phase in ("begin", "open")
+                    if step.phase == "begin"
                     else f"says {step.embed.identity.version} for points that were embedded"
                 )
                 found.append(f"{column} {says}")

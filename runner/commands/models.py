@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runner import planner
 from runner.commands.context import Context, load
 from runner.errors import NotFound, Permanent, VecrunError
 from runner.plan import Place
@@ -36,7 +37,9 @@ def model_check(context: Context, path: Path) -> ModelCheck:
             "The job changes no model", f"job {job.name} is a {job.kind}", "It is for jobs of kind Reembedding"
         )
     with context.ledger() as ledger, World(context.settings, "read", ledger=ledger) as world:
-        return check(job.name, job.spec, world, context.states.load(job.name))
+        state = context.states.load(job.name)
+        applied = state.status == "applied" and state.spec_digest == planner.spec_digest(job, world)
+        return check(job.name, job.spec, world, state, applied=applied)
 
 
 def search(context: Context, name: str, text: str, *, k: int = 5, model: str = "", vector: str | None = None) -> Found:

@@ -61,6 +61,43 @@ def holds(database: Database, chunks: ChunkTable, kind: IdKind) -> str:
     return ""
 
 
+def stands_for(ids: Iterable[PointId], convert: Callable[[PointId], Any]) -> Callable[[Any], PointId | None]:
+    """From what the column holds to the id of `ids` that it stands for. A column may give ids back in another form than
+    it was asked for: padded with blanks (char(n)), in other letters (a collation that takes no notice of case)."""
+    exact = {convert(one): one for one in ids}
+    exact.pop(None, None)
+    loose: list[dict[Any, PointId | None]] = []
+
+    def folded(form: Callable[[str], str]) -> dict[Any, PointId | None]:
+        made: dict[Any, PointId | None] = {}
+        for key, one in exact.items():
+            if isinstance(key, str):
+                made[form(key)] = one if form(key) not in made else None  # of two nobody knows which
+        return made
+
+    def find(value: Any) -> PointId | None:
+        if value in exact:
+            return exact[value]
+        if (same := convert(value)) in exact:
+            return exact[same]
+        if not isinstance(value, str):
+            return None
+        if not loose:
+            loose.extend([folded(_unpadded), folded(_caseless)])
+        found = loose[0].get(_unpadded(value))
+        return found if found is not None else loose[1].get(_caseless(value))
+
+    return find
+
+
+def _unpadded(text: str) -> str:
+    return text.rstrip(" ")
+
+
+def _caseless(text: str) -> str:
+    return text.rstrip(" ").casefold()
+
+
 def free_name(database: Database, table: str, key: str) -> str:
     """A name for the undo table of what `key` stands for, which no table beside `table` has: one that is there already
     is the mark of something that was done, and one from a forgotten run must not be that mark."""
@@ -91,7 +128,7 @@ def rewrite(
     undo = _undo_table(undo_table, table, key, vector_id)
     pairs = sa.Table(
         f"{undo_table}_map", sa.MetaData(),
-        sa.Column("old_id", _plain(vector_id), primary_key=True), sa.Column("new_id", _plain(vector_id)),
+        sa.Column("old_id", plain_type(vector_id), primary_key=True), sa.Column("new_id", plain_type(vector_id)),
         schema=table.schema,
     )  # fmt: skip
     convert = converter(vector_id)
@@ -173,14 +210,30 @@ def column_of(table: sa.Table, name: str) -> sa.Column[Any]:
 def _undo_table(name: str, table: sa.Table, key: sa.Column[Any], vector_id: sa.Column[Any]) -> sa.Table:
     return sa.Table(
         name, sa.MetaData(),
-        sa.Column("row_id", _plain(key), primary_key=True, autoincrement=False),
-        sa.Column("old_id", _plain(vector_id)), sa.Column("new_id", _plain(vector_id)),
+        sa.Column("row_id", plain_type(key), primary_key=True, autoincrement=False),
+        sa.Column("old_id", plain_type(vector_id)), sa.Column("new_id", plain_type(vector_id)),
         schema=table.schema,
     )  # fmt: skip
 
 
-def _plain(column: sa.Column[Any]) -> Any:
-    """The column's type without what belongs to its own table (collations stay, autoincrement does not)."""
+class _Untyped(sa.types.UserDefinedType[Any]):
+    """A column of SQLite that keeps values as they are given, like one that was declared without a type."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_more: Any) -> str:
+        return "BLOB"
+
+
+def plain_type(column: sa.Column[Any]) -> Any:
+    """The column's type for a table of ours, without what belongs to its own table (collations stay, autoincrement does
+    not). A type that has a name in the database (an enum) is neither made nor dropped with our table."""
+    if isinstance(column.type, sa.types.NullType):
+        return sa.Text().with_variant(_Untyped(), "sqlite")
+    if hasattr(column.type, "create_type"):
+        named = column.type.copy()
+        named.create_type = False
+        return named
     return column.type
 
 

@@ -1,4 +1,4 @@
-"""Which model the vectors are of, in the user's relational tables: a version a chunk, an info a knowledge base.
+"""Which model the vectors are of, in the user's relational tables: a version a chunk; `info` has that of a knowledge base.
 
 Marks are taken away before vectors change and set after, in one transaction each; the old ones stand in an undo table
 meanwhile. Each of them may be repeated.
@@ -6,24 +6,21 @@ meanwhile. Each of them may be repeated.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 
-from runner.documents.chunks import column_of, converter
+from runner.documents.chunks import column_of, converter, plain_type, stands_for
 from runner.documents.database import Database
-from runner.errors import NotFound, Permanent
-from runner.plan import InfoRow, SetModel, VersionRows
+from runner.documents.info import set_info
+from runner.plan import SetModel, VersionRows
 from runner.points import PointId
 
 #: Columns of the undo table of versions.
 UNDO_COLUMNS = ("row_id", "old_version")
 CHUNK = 500
-#: Keys of a knowledge base's info that vecrun sets, the time aside; all others are the user's.
-INFO_KEYS = ("provider", "model", "dimension", "version", "collection")
 
 
 @dataclass(frozen=True)
@@ -45,15 +42,45 @@ def check(database: Database, rows: VersionRows) -> int:
 
 
 def holds(database: Database, rows: VersionRows, version: str) -> str:
-    """Empty if the version column can hold this version, else why not."""
-    column = column_of(database.table(rows.table), rows.version_column)
+    """Empty if the version column can hold this version and every row has an id of its own, else why not. Conditions of
+    the table (CHECK) are not looked at."""
+    table = database.table(rows.table)
+    column, key = column_of(table, rows.version_column), column_of(table, rows.id_column)
     place = f"{rows.table}.{rows.version_column} is {column.type}"
     if not isinstance(column.type, sa.String | sa.types.NullType):
         return f"{place}, and a version is text"
+    needed = [version, *([""] if not column.nullable else [])]  # a row without a version carries the empty text there
+    if isinstance(column.type, sa.Enum) and (lacking := [one for one in needed if one not in column.type.enums]):
+        return f"{place}, which has no label {lacking[0]!r}. Add it to the type"
     length = getattr(column.type, "length", None)
-    if length is not None and length < len(version):
+    if not isinstance(column.type, sa.Enum) and length is not None and length < len(version):
         return f"{place}; {version!r} has {len(version)} characters. Widen it, or give the model a shorter version: in vecrun.yaml"
+    for foreign in column.foreign_keys:
+        parent, _, name = foreign.target_fullname.rpartition(".")
+        there = column_of(database.table(parent), name)
+        with database.transaction() as connection:
+            for one in needed:
+                if connection.execute(sa.select(there).where(there == one).limit(1)).first() is None:
+                    return f"{rows.table}.{rows.version_column} refers to {parent}.{name}, which has no {one!r}. Add it there"
+    if [one.name for one in table.primary_key.columns] != [key.name]:
+        with database.transaction() as connection:
+            count, different = connection.execute(
+                sa.select(sa.func.count(), sa.func.count(key.distinct())).select_from(table)
+            ).one()
+        if count != different:
+            return (
+                f"{rows.table}.{rows.id_column} does not tell rows apart: {count:,} rows, {different:,} values. "
+                "Name the primary key in documents.id_column"
+            )
     return ""
+
+
+def named(database: Database, rows: VersionRows) -> int:
+    """How many points the rows name."""
+    table = database.table(rows.table)
+    count = sa.select(sa.func.count(column_of(table, rows.vector_id_column).distinct())).select_from(table)
+    with database.transaction() as connection:
+        return int(connection.execute(_of_collection(count, table, rows)).scalar_one())
 
 
 def versions(database: Database, rows: VersionRows, ids: Sequence[PointId]) -> dict[PointId, str | None]:
@@ -63,12 +90,13 @@ def versions(database: Database, rows: VersionRows, ids: Sequence[PointId]) -> d
     convert, found = converter(key), dict[PointId, str | None]()
     with database.transaction() as connection:
         for start in range(0, len(ids), CHUNK):
-            wanted = {convert(one): one for one in ids[start : start + CHUNK]}
-            wanted.pop(None, None)
+            some = ids[start : start + CHUNK]
+            wanted, find = {convert(one) for one in some} - {None}, stands_for(some, convert)
             query = sa.select(key, version).where(key.in_(list(wanted)))
             for row_id, value in connection.execute(_of_collection(query, table, rows)):
-                point_id = wanted[row_id] if row_id in wanted else wanted[convert(row_id)]
-                carried = None if value is None else str(value)
+                if (point_id := find(row_id)) is None:
+                    continue
+                carried = None if value is None else _told(value)
                 found[point_id] = carried if found.get(point_id, carried) == carried else None
     return found
 
@@ -79,22 +107,21 @@ def counts(database: Database, rows: VersionRows) -> dict[str, int]:
     version = column_of(table, rows.version_column)
     query = _of_collection(sa.select(version, sa.func.count()).group_by(version), table, rows)
     with database.transaction() as connection:
-        return {str(value) if value is not None else "": int(count) for value, count in connection.execute(query)}
+        return {_told(value) if value is not None else "": int(count) for value, count in connection.execute(query)}
 
 
-def info(database: Database, row: InfoRow) -> dict[str, Any] | None:
-    """What the knowledge base's row says now; None when it says nothing. NotFound when there is no such row."""
-    table = database.table(row.table)
-    with database.transaction() as connection:
-        return _read_info(connection, table, row)
+def _told(value: Any) -> str:
+    """A version as a row carries it: char(n) pads it with blanks."""
+    return str(value).rstrip(" ")
 
 
 def set_model(
     database: Database, step: SetModel, embedded: Iterable[Sequence[PointId]], stamp: str,
     unsure: Iterable[Sequence[PointId]] = (),
 ) -> Changed:  # fmt: skip
-    """Carry out a phase, in one transaction. `embedded`: ids of points that the model made, in pages; `stamp` is the
-    `updated_at` of a new info; `unsure`: ids of points that were being written in a crash, whose rows stay without."""
+    """Carry out a phase, in one transaction. `embedded`: ids of points that the model made, in pages (again: that this
+    run has embedded); `stamp` is the `updated_at` of a new info; `unsure`: ids of points that were being written in a
+    crash, whose rows stay without."""
     chunks = database.table(step.rows.table) if step.rows is not None else None
     bases = database.table(step.info.table) if step.info is not None else None
     with database.transaction() as connection:
@@ -102,7 +129,9 @@ def set_model(
         if step.rows is not None and chunks is not None:
             table, undo = chunks, _undo_table(step.undo_table, chunks, step.rows)
             match step.phase:
-                case "begin" | "open":
+                case "open":
+                    undo.create(connection, checkfirst=True)
+                case "begin":
                     rows = _take_away(connection, table, undo, step)
                 case "end" | "again":
                     rows = _set(connection, table, undo, step, embedded, unsure)
@@ -112,8 +141,33 @@ def set_model(
                     rows = _restore(connection, table, undo, step)
         changed = False
         if bases is not None and step.phase in ("end", "reopen"):
-            changed = _set_info(connection, bases, step, stamp)
+            changed = set_info(connection, bases, step, stamp)
         return Changed(rows, changed)
+
+
+def open_rows(database: Database, step: SetModel, ids: Sequence[PointId]) -> None:
+    """Right before these points get vectors: their rows of another version carry none from now on, in one transaction.
+    Old versions go into the undo table, unless one is there."""
+    rows = step.rows
+    assert rows is not None
+    table = database.table(rows.table)
+    key, vector_id = column_of(table, rows.id_column), column_of(table, rows.vector_id_column)
+    version, undo = column_of(table, rows.version_column), _undo_table(step.undo_table, table, rows)
+    convert, other = converter(vector_id), _other(version, step)
+    with database.transaction() as connection:
+        undo.create(connection, checkfirst=True)
+        for start in range(0, len(ids), CHUNK):
+            wanted = {convert(one) for one in ids[start : start + CHUNK]} - {None}
+            chosen = _of_collection(sa.select(key, version).where(vector_id.in_(list(wanted)), other), table, rows)
+            chosen = chosen.where(~sa.select(undo.c.row_id).where(undo.c.row_id == key).exists())
+            connection.execute(undo.insert().from_select(list(UNDO_COLUMNS), chosen))
+            update = table.update().values({version.name: _none(version)})
+            connection.execute(_of_collection(update.where(vector_id.in_(list(wanted)), other), table, rows))
+
+
+def _other(version: sa.Column[Any], step: SetModel) -> sa.ColumnElement[bool]:
+    """Whether a row is of another version than the model's, or of none."""
+    return sa.or_(version.is_(None), version != step.embed.identity.version)
 
 
 def _take_away(connection: sa.Connection, table: sa.Table, undo: sa.Table, step: SetModel) -> int:
@@ -121,13 +175,11 @@ def _take_away(connection: sa.Connection, table: sa.Table, undo: sa.Table, step:
     assert step.rows is not None
     key, version = column_of(table, step.rows.id_column), column_of(table, step.rows.version_column)
     undo.create(connection, checkfirst=True)
-    other = sa.or_(version.is_(None), version != step.embed.identity.version)
-    chosen = _of_collection(sa.select(key, version).where(other), table, step.rows)
+    chosen = _of_collection(sa.select(key, version).where(_other(version, step)), table, step.rows)
     chosen = chosen.where(key.not_in(sa.select(undo.c.row_id)))
     connection.execute(undo.insert().from_select(list(UNDO_COLUMNS), chosen))
     taken = sa.select(undo.c.row_id).where(undo.c.row_id == key).exists()
-    still = sa.or_(version.is_(None), version != step.embed.identity.version)
-    connection.execute(table.update().values({version.name: _none(version)}).where(taken, still))
+    connection.execute(table.update().values({version.name: _none(version)}).where(taken, _other(version, step)))
     return _count(connection, undo)
 
 
@@ -135,14 +187,15 @@ def _set(
     connection: sa.Connection, table: sa.Table, undo: sa.Table, step: SetModel, embedded: Iterable[Sequence[PointId]],
     unsure: Iterable[Sequence[PointId]],
 ) -> int:  # fmt: skip
-    """Rows whose point was embedded get the version; the others get back what they had."""
+    """Rows whose point was embedded get the version; the others get back what they had. again: nothing is put back, and
+    a row that somebody has given another version since keeps it."""
     assert step.rows is not None
     key, vector_id = column_of(table, step.rows.id_column), column_of(table, step.rows.vector_id_column)
     version, new = column_of(table, step.rows.version_column), step.embed.identity.version
     convert = converter(vector_id)
     undo.create(connection, checkfirst=True)
     made = sa.Table(
-        f"{step.undo_table}_made", sa.MetaData(), sa.Column("vector_id", vector_id.type, primary_key=True),
+        f"{step.undo_table}_made", sa.MetaData(), sa.Column("vector_id", plain_type(vector_id), primary_key=True),
         sa.Column("sure", sa.Boolean), schema=table.schema,
     )  # fmt: skip
     made.create(connection)
@@ -151,18 +204,25 @@ def _set(
             ids = {convert(one) for one in page} - {None}
             if ids:
                 connection.execute(made.insert(), [{"vector_id": one, "sure": sure} for one in ids])
-    other = sa.or_(version.is_(None), version != new)
+    other = _other(version, step)
+    if step.phase == "again":
+        before = sa.select(undo.c.old_version).where(undo.c.row_id == key).scalar_subquery()
+        none = _none(version)
+        without = version.is_(None) if none is None else version == none
+        other = sa.and_(other, sa.or_(without, key.not_in(sa.select(undo.c.row_id)), version == before))
     chosen = _of_collection(
         sa.select(key, version).join_from(table, made, vector_id == made.c.vector_id).where(made.c.sure, other),
         table,
         step.rows,
     ).where(key.not_in(sa.select(undo.c.row_id)))
     connection.execute(undo.insert().from_select(list(UNDO_COLUMNS), chosen))  # rows that came since
-    ours = sa.select(made.c.vector_id).where(made.c.vector_id == vector_id).exists()
-    embedded_ones = sa.select(made.c.vector_id).where(made.c.vector_id == vector_id, made.c.sure).exists()
+    # the column of the user's table first: its collation is the one that counts
+    ours = sa.select(made.c.vector_id).where(vector_id == made.c.vector_id).exists()
+    embedded_ones = sa.select(made.c.vector_id).where(vector_id == made.c.vector_id, made.c.sure).exists()
     update = _of_collection(table.update().values({version.name: new}).where(embedded_ones, other), table, step.rows)
     count = connection.execute(update).rowcount
-    _put_back(connection, table, undo, step, only=sa.not_(ours))
+    if step.phase == "end":
+        _put_back(connection, table, undo, step, only=sa.not_(ours))
     made.drop(connection)
     return int(count)
 
@@ -234,72 +294,11 @@ def _undo_table(name: str, table: sa.Table, rows: VersionRows) -> sa.Table:
     key, version = column_of(table, rows.id_column), column_of(table, rows.version_column)
     return sa.Table(
         name, sa.MetaData(),
-        sa.Column("row_id", key.type, primary_key=True, autoincrement=False), sa.Column("old_version", version.type),
-        schema=table.schema,
+        sa.Column("row_id", plain_type(key), primary_key=True, autoincrement=False),
+        sa.Column("old_version", plain_type(version)), schema=table.schema,
     )  # fmt: skip
 
 
 def _none(version: sa.Column[Any]) -> str | None:
     """What a row without a version carries: NULL, or the empty text where the column takes no NULL."""
     return None if version.nullable else ""
-
-
-def _set_info(connection: sa.Connection, table: sa.Table, step: SetModel, stamp: str) -> bool:
-    """The info becomes `after`. Permanent when somebody else changed it before it was set; when it is put back, keys that
-    somebody added stay, and an info of another model is left alone (False)."""
-    assert step.info is not None
-    held = _read_info(connection, table, step.info, lock=connection.dialect.name != "sqlite")
-    after = step.after
-    if step.phase == "end" and after is not None:
-        if held is not None and _timeless(held) == _timeless(after) and held.get("updated_at"):
-            return True  # done before
-        after = {**after, "updated_at": stamp}
-    elif held == after:
-        return True
-    elif _timeless(held) != _timeless(step.before):
-        ours = step.before or {}
-        if held is None or any(held.get(key) != ours.get(key) for key in INFO_KEYS):
-            return False
-        mine = {*INFO_KEYS, "updated_at"}
-        after = {key: item for key, item in held.items() if key not in mine} | {
-            key: item for key, item in (after or {}).items() if key in mine
-        }
-    if step.phase == "end" and held != step.before:
-        raise Permanent(
-            "The knowledge base's model info was changed by somebody else",
-            f"{step.info.table}.{step.info.info_column} of {step.info.id!r} is {json.dumps(held)}, expected {json.dumps(step.before)}",
-            "Look at it and put it back, then resume",
-        )
-    column = column_of(table, step.info.info_column)
-    value: Any = after if after is None or isinstance(column.type, sa.JSON) else json.dumps(after)
-    if after is None and isinstance(column.type, sa.JSON):
-        value = sa.null()
-    where = column_of(table, step.info.id_column) == step.info.id
-    connection.execute(table.update().values({column.name: value}).where(where))
-    return True
-
-
-def _timeless(value: dict[str, Any] | None) -> dict[str, Any] | None:
-    return None if value is None else {key: item for key, item in value.items() if key != "updated_at"}
-
-
-def _read_info(
-    connection: sa.Connection, table: sa.Table, row: InfoRow, *, lock: bool = False
-) -> dict[str, Any] | None:
-    column = column_of(table, row.info_column)
-    query = sa.select(column).where(column_of(table, row.id_column) == row.id)
-    found = connection.execute(query.with_for_update() if lock else query).all()
-    if len(found) != 1:
-        raise NotFound(
-            "No such knowledge base" if not found else "Several rows are one knowledge base",
-            f"{row.table}.{row.id_column} = {row.id!r}: {len(found)} rows",
-        )
-    value = found[0][0]
-    if isinstance(value, str):
-        try:
-            value = json.loads(value) if value.strip() else None
-        except ValueError as exc:
-            raise Permanent("The model info is no JSON", f"{row.table}.{row.info_column} of {row.id!r}: {exc}") from exc
-    if value is not None and not isinstance(value, dict):
-        raise Permanent("The model info is no JSON object", f"{row.table}.{row.info_column} of {row.id!r} is {value!r}")
-    return value

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import sqlalchemy as sa
 
-from runner.documents.chunks import column_of, converter
+from runner.documents.chunks import column_of, converter, stands_for
 from runner.documents.database import Database
 from runner.errors import Permanent
 from runner.points import PointId
@@ -23,16 +23,14 @@ def fetch(database: Database, column: TextColumn, ids: Sequence[PointId]) -> dic
     convert, found = converter(key), dict[PointId, str]()
     with database.transaction() as connection:
         for start in range(0, len(ids), CHUNK):
-            wanted = {convert(one): one for one in ids[start : start + CHUNK]}
-            wanted.pop(None, None)
+            some = ids[start : start + CHUNK]
+            wanted, find = {convert(one) for one in some} - {None}, stands_for(some, convert)
             query = sa.select(key, text).where(key.in_(list(wanted)), text.is_not(None))
             if column.collection_column is not None:
                 query = query.where(column_of(table, column.collection_column) == column.collection)
             for row_id, value in connection.execute(query):
-                point_id = wanted.get(row_id)
-                if point_id is None:  # a column of a type that gives its values back in another form
-                    point_id = wanted[convert(row_id)]
-                if found.setdefault(point_id, value) != value:
+                point_id = find(row_id)
+                if point_id is not None and found.setdefault(point_id, value) != value:
                     raise Permanent(
                         "Several rows name one point, with different texts",
                         f"{column.table}.{column.vector_id_column} = {row_id!r}",

@@ -78,7 +78,15 @@ class Run:
 
     def __post_init__(self) -> None:
         self.vectors = Vectors(self.records or self.ledger)
-        self.services = Services(self.run, self.world, self.vectors, self.limits, spend=self.spend)
+        self.services = Services(
+            self.run, self.world, self.vectors, self.limits, spend=self.spend,
+            log=self._tell,
+        )  # fmt: skip
+
+    def _tell(self, text: str) -> None:
+        """What a model makes a run wait for: on the screen, and in the log."""
+        self.say(text)
+        self.ledger.write_log(self.run, "warning", text)
 
     def close(self) -> None:
         """Wait for requests that are under way, and close stores and models."""
@@ -199,6 +207,7 @@ def _do(run: Run, number: int) -> dict[str, Any]:
                     f"{step.target} did not exist when the plan was made, and holds points now",
                     f"Look at it, then: vecrun rollback {run.plan.job}",
                 )
+            _forget(run, step.target)
             return {}
         case FinishCollection():
             run.world.store(step.target.connection).finish(step.schema_)
@@ -208,11 +217,12 @@ def _do(run: Run, number: int) -> dict[str, Any]:
             if not run.dry and not step.copy_of_source:
                 _refuse_more_points(run, step, store)
             store.drop(step.target.collection)
-            if not run.dry:
-                run.vectors.forget_place(str(step.target))
+            _forget(run, step.target)
             return {}
         case ClearCollection():
-            return {"deleted": copy.clear(run, step)}
+            deleted = copy.clear(run, step)
+            _forget(run, step.target)
+            return {"deleted": deleted}
         case Hold():
             return catchup.hold(run, number, step)
         case SwitchAlias():
@@ -246,6 +256,12 @@ def _do(run: Run, number: int) -> dict[str, Any]:
             raise AssertionError(f"no handler for {step.type}")
 
 
+def _forget(run: Run, place: Place) -> None:
+    """Nothing is known of the points of a collection that is gone, or made anew."""
+    if not run.dry:
+        run.vectors.forget_place(str(place))
+
+
 def _looks_first(step: Any) -> bool:
     return isinstance(step, ReplaceVectors) and step.phase == "before"
 
@@ -255,8 +271,11 @@ def _set_model(run: Run, step: SetModel) -> dict[str, Any]:
         return {"rows": 0}
     from runner.documents import model
 
+    only = None
+    if step.phase == "again":  # in a rollback: what the run that it undoes has embedded
+        only = run.run if run.plan.purpose != "rollback" else run.plan.of_run
     pages, unsure = (
-        run.vectors.marked(str(step.target), step.embed.vector, key) for key in (step.embed.identity.key, "")
+        run.vectors.marked(str(step.target), step.embed.vector, key, run=only) for key in (step.embed.identity.key, "")
     )
     rows, info = step.rows, step.info
     done = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
 from dataclasses import dataclass
@@ -24,13 +24,15 @@ from runner.executor.flow import MAX_DELAY, Stopped
 from runner.executor.pace import Pacer, pause
 from runner.settings import Limits
 from runner.transform import Embedding
-from runner.vectors import Refusal, Used, Vectors, text_key
+from runner.vectors import MAX_HOLD, Refusal, Used, Vectors, text_key
 from runner.world import World
 
 #: What comes of a text.
 Made = NDArray[np.float32] | Refusal
 #: Answers "slow down" in a row, without any other, after which it is given up.
 MAX_HOLDS = 50
+#: Seconds to wait that are written to the run's log.
+LONG_HOLD = 5.0
 #: A text every model takes: does it answer at all, or is it the texts?
 CANARY = "vecrun"
 
@@ -48,10 +50,11 @@ class Service:
     """One model, for one run, in this process. Safe for use from several threads."""
 
     def __init__(
-        self, run: str, embed: Embedding, embedder: Embedder, kept: Vectors, limits: Limits, *, spend: bool = True
-    ) -> None:
+        self, run: str, embed: Embedding, embedder: Embedder, kept: Vectors, limits: Limits, *, spend: bool = True,
+        log: Callable[[str], None] = lambda _text: None,
+    ) -> None:  # fmt: skip
         self.run, self.embed, self.embedder, self.kept, self.limits = run, embed, embedder, kept, limits
-        self.spend = spend
+        self.spend, self.log = spend, log
         self._refused_in = run if spend else ""  # who only compares asks for nothing
         self.key, self.bounds = embed.identity.key, embedder.bounds()
         self.price = embedder.price()
@@ -72,26 +75,33 @@ class Service:
         kept = self.kept.get(self.key, [key for key in wanted if key not in made], self._refused_in)
         made |= kept
         mine, others = self._claim([key for key in wanted if key not in made])
+        try:
+            answers = self._ask(mine, wanted, made)
+        except BaseException as exc:  # whoever waits for one of these texts learns of it
+            for key in mine:
+                self._arrived(key, exc)
+            raise
+        for answer in answers:
+            made |= _result(answer, stop)
+        for key, coming in others.items():
+            made[key] = _result(coming, stop)
+        return [made[key] for key in keys]
+
+    def _ask(self, mine: list[str], wanted: dict[str, str], made: dict[str, Made]) -> list[Future[dict[str, Made]]]:
+        """Requests for the texts that were claimed; what is kept by now is added to `made`."""
         # what another thread finished between our look and our claim is kept by now
         late = self.kept.get(self.key, mine, self._refused_in)
         for key, item in late.items():
             self._arrived(key, item)
         made |= late
         if not self.spend and len(late) < len(mine) and self.price is not None and self.price.usd:
-            exc = Permanent(
+            raise Permanent(
                 "The vectors of some texts are not kept any more",
                 f"{len(mine) - len(late):,} texts of a batch would have to be paid for again, with model {self.embed.model}",
                 "Compare counts: vecrun verify JOB --mode count. vectors.keep in vecrun.yaml says how long they are kept",
             )
-            for key in mine:
-                self._arrived(key, exc)
-            raise exc
-        groups = self._groups([(key, wanted[key]) for key in mine if key not in late])
-        for answer in [self._pool.submit(self._whole, group) for group in groups]:
-            made |= _result(answer, stop)
-        for key, coming in others.items():
-            made[key] = _result(coming, stop)
-        return [made[key] for key in keys]
+        groups = list(self._groups([(key, wanted[key]) for key in mine if key not in late]))
+        return [self._pool.submit(self._whole, group) for group in groups]
 
     def ask_query(self, texts: Sequence[str], stop: threading.Event) -> NDArray[np.float32]:
         """Vectors of search texts, shape (n, d); they are not kept."""
@@ -197,23 +207,39 @@ class Service:
             except RateLimited as exc:
                 held += 1
                 self.pacer.gate.slower()
-                self.kept.hold(self.embed.model, exc.seconds if exc.seconds is not None else delay)
                 if held > MAX_HOLDS:
                     raise
+                self._hold(max(exc.seconds or 0.0, delay), exc)  # some say 0, or a moment that is over
                 delay = min(delay * 2, MAX_DELAY)
             except TooLarge:
                 raise
-            except Transient:
+            except Transient as exc:
                 failed += 1
                 self.pacer.gate.slower()
                 if failed > (self.limits.retries if tries is None else tries):
                     raise
+                if failed > 1:  # once is nothing; whoever waits wants to know for what
+                    self.log(f"model {self.embed.model} does not answer, try {failed}, next in {delay:,.1f} s: {exc}")
                 pause(delay, stop)
                 delay = min(delay * 2, MAX_DELAY)
             else:
                 self.pacer.gate.faster()
                 self.pacer.settle(sum(tokens), reply.tokens)
                 return self._checked(reply, len(texts))
+
+    def _hold(self, seconds: float, exc: RateLimited) -> None:
+        """All processes wait. RateLimited when that is too long for a run to wait."""
+        if seconds > MAX_HOLD:
+            asked = "days" if seconds >= 2 * 86_400 else "hours" if seconds >= 2 * 3_600 else "minutes"
+            count = seconds / {"days": 86_400, "hours": 3_600, "minutes": 60}[asked]
+            raise RateLimited.after(
+                exc.seconds,
+                f"The provider asks to wait for {count:,.0f} {asked}",
+                f"model {self.embed.model}: {exc}. What was embedded is kept, nothing is lost",
+                "Go on with vecrun resume when the provider answers again",
+            ) from exc
+        if self.kept.hold(self.embed.model, seconds) and seconds > LONG_HOLD:
+            self.log(f"model {self.embed.model}: the provider asks to wait {seconds:,.0f} s")
 
     def _checked(self, reply: Reply, texts: int) -> Reply:
         shape = (texts, self.embed.identity.dimension)
@@ -271,8 +297,11 @@ class Service:
 class Services:
     """The models of one run, opened on use and closed together."""
 
-    def __init__(self, run: str, world: World, kept: Vectors, limits: Limits, *, spend: bool = True) -> None:
-        self.run, self.world, self.kept, self.limits, self.spend = run, world, kept, limits, spend
+    def __init__(
+        self, run: str, world: World, kept: Vectors, limits: Limits, *, spend: bool = True,
+        log: Callable[[str], None] = lambda _text: None,
+    ) -> None:  # fmt: skip
+        self.run, self.world, self.kept, self.limits, self.spend, self.log = run, world, kept, limits, spend, log
         self._open: dict[str, Service] = {}
         self._guard = threading.Lock()
 
@@ -290,7 +319,7 @@ class Services:
                         "Put it back as it was, or plan again",
                     )
                 self._open[embed.model] = Service(
-                    self.run, embed, embedder, self.kept, self.limits, spend=self.spend
+                    self.run, embed, embedder, self.kept, self.limits, spend=self.spend, log=self.log
                 )  # fmt: skip
             return self._open[embed.model]
 

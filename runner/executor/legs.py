@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import sqlalchemy as sa
+
 from runner import crash
 from runner.errors import Permanent
 from runner.executor import replace, texts, verify, versions
@@ -46,6 +48,7 @@ class Leg:
         self.prepare = texts.prepare(run, step.transform)
         self._made: dict[PointId, str] = {}  # what the vectors that were written since the last batch were made from
         self._failed: list[Failure] = []
+        self._removed: list[PointId] = []
 
     # before the cutover: only this run writes to the target ------------------------------------------------------
 
@@ -58,6 +61,7 @@ class Leg:
             rows = [row for row, point_id in enumerate(looked.ids) if point_id in wrong]
             self._write(looked.take(rows), texts.of_points(item))
         self._failed += item.failed
+        self._remove(self._failed)
         fresh = self._unrecorded(_pairs(item, looked))
         self._note({}, found)
         return self._done(len(item.batch) - len(wrong), len(item.batch), mapped=fresh)
@@ -73,7 +77,9 @@ class Leg:
             again, written, made = self._read_again(item, list(wrong))
             moved = self._write(again, made)
             still = {point_id: what for point_id, what in self._compare(again).items() if point_id not in moved}
-            gone = len(wrong) - len(again)  # deleted in the source meanwhile: the other leg's
+            gone = len(wrong) - len(again)  # deleted in the source meanwhile: the other leg's; or refused by now
+        if self.step.source != self.step.target:
+            self._remove(self._failed)
         recent = _pairs(item, _above(item.batch, found, self.state["threshold"]), kept=True)
         absent = set(wrong) - set(again.ids) if wrong else set()
         fresh = self._unrecorded([*(pair for pair in recent if pair[1] not in absent), *written])
@@ -243,6 +249,21 @@ class Leg:
         crash.point(self.step.type, "after_write")
         return set()
 
+    def _remove(self, failed: Sequence[Failure]) -> None:
+        """Before the cutover: a point whose text fails now is not left with the vector of an earlier text. It is absent,
+        like all that failed, and comes with the next try."""
+        if not failed:
+            return
+        ids = [one.item for one in failed]
+        self._removed += ids
+        held = self._fetch(ids).ids
+        if held:
+            self.run.ledger.forget(self.run.lease, self.step.source.collection, held)
+            crash.point(self.step.type, "before_delete")
+            retried(lambda: self.target.delete(self.step.target.collection, held), self.run.limits, self.run.stop)
+            crash.point(self.step.type, "after_delete")
+        self._note({"deleted": len(held)}, [])
+
     # what is kept --------------------------------------------------------------------------------------------------------
 
     def _unrecorded(self, pairs: Pairs) -> Pairs:
@@ -259,9 +280,21 @@ class Leg:
 
     def _done(self, points: int, compared: int, **more: Any) -> Done:
         retries, self.pace.retries = self.pace.retries, 0
-        record = texts.recorded(self.run, self.embed, self.step.target, self._made, self._failed)
-        self._made, self._failed = {}, []
+        record = self._record()
+        self._made, self._failed, self._removed = {}, [], []
         return Done(points, compared=compared, retries=retries, notes=dict(self.notes), record=record, **more)
+
+    def _record(self) -> texts.Record | None:
+        made = texts.recorded(self.run, self.embed, self.step.target, self._made, self._failed)
+        if made is None or self.embed is None or not self._removed:
+            return made
+        removed, place, vector = list(self._removed), str(self.step.target), self.embed.vector
+
+        def record(connection: sa.Connection) -> None:
+            self.run.vectors.unmark(connection, place, vector, removed)
+            made(connection)
+
+        return record
 
 
 def _above(batch: PointBatch, found: Sequence[versions.Version | None], marks: versions.Marks) -> PointBatch:

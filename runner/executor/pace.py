@@ -120,11 +120,14 @@ class Pacer:
             if self.embed.budget is not None and self.price is not None:
                 spent = self.kept.used(self.run).usd or 0.0
                 if spent + (self._under_way + tokens) * self._counted * self.price.usd / 1e6 > self.embed.budget:
+                    reserved = (self._under_way * self._counted) * self.price.usd / 1e6
                     raise Permanent(
                         "The budget of the job is used up",
-                        f"{money(spent)} USD were spent on model {self.embed.model}, and budget.usd is {money(self.embed.budget)}",
-                        "What was embedded is kept. Raise budget.usd in the job, roll this run back and apply again: "
-                        "kept texts cost nothing",
+                        f"model {self.embed.model}: {money(spent)} USD are spent and {money(reserved)} under way, the next request "
+                        f"costs about {money(tokens * self._counted * self.price.usd / 1e6)}, and budget.usd is "
+                        f"{money(self.embed.budget)}",
+                        "What was embedded is kept and costs nothing again. Undo the run (vecrun rollback JOB), raise budget.usd "
+                        "in the job, and apply it",
                     )
             self._under_way += tokens
 

@@ -40,11 +40,14 @@ def check(run: Run, step: CheckQuality) -> dict[str, Any]:
         problems.append(f"recall@{step.k} is {result['recall']:.2f}, at least {step.min_recall:.2f} is asked for")
     if problems:
         worst = [f"  {item['overlap']:.2f} {item['query']}" for item in result["worst"]]
+        where = "Readers were not switched."
+        if step.phase == "after":
+            where = f"{step.target} holds the new vectors already, and serves them."
         raise VerificationFailed(
             "The new model finds other documents",
             "\n".join([*problems, *(["queries whose results changed most:", *worst] if worst else [])]),
-            f"Readers were not switched. Undo it: vecrun rollback {run.plan.job}\n"
-            "Or change quality in the job, and plan again",
+            f"{where} Undo it: vecrun rollback {run.plan.job}\n"
+            "To accept it, change quality in the job after that and apply again: the vectors are kept and cost nothing",
         )
     return result
 

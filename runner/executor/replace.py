@@ -17,8 +17,9 @@ from runner.executor import slices, texts, verify
 from runner.executor.flow import Moved, Pace, Prepare, Prepared, Reader, checker, plain, retried
 from runner.executor.slices import Done, Task
 from runner.ledger import Partition
-from runner.plan import Place, ReplaceVectors, RestoreVectors
+from runner.plan import Place, ReplaceVectors, RestoreVectors, SetModel
 from runner.points import KeyRange, Payload, Payloads, PointBatch, PointId, json_dumps
+from runner.store import NORMS, PAYLOAD_FIELD, PRECISION
 from runner.transform import Embedding, Transform
 
 if TYPE_CHECKING:
@@ -107,12 +108,14 @@ def write(run: Run, place: Place, saved: Place, transform: Transform, batch: Poi
         for point_id, item in zip(now.ids, now.payloads.dicts, strict=True)
         if json_dumps(item) == json_dumps(payloads[point_id])
     }
-    _save(run, saved, fresh.take([row for row, point_id in enumerate(fresh.ids) if point_id in same]), pace)
+    kept = fresh.take([row for row, point_id in enumerate(fresh.ids) if point_id in same])
+    _save(run, saved, kept, pace, elsewhere=saved.connection != place.connection)
     crash.point("replace", "saved")
     if same:  # all but the new vector as it is now
         name, rows = _vector_of(transform), {point_id: row for row, point_id in enumerate(ids)}
         with run.ledger.guarded(run.lease) as connection:  # before: a crash must not leave a mark that is wrong
             run.vectors.set_aside(connection, [run.run], str(place), str(saved), name, list(same))
+        open_rows(run, place, list(same))
         chosen = now.take([row for row, point_id in enumerate(now.ids) if point_id in same])
         chosen.vectors[name] = batch.vectors[name][[rows[point_id] for point_id in chosen.ids]]
         chosen.missing.pop(name, None)
@@ -120,18 +123,40 @@ def write(run: Run, place: Place, saved: Place, transform: Transform, batch: Poi
     return set(ids) - same
 
 
+def open_rows(run: Run, place: Place, ids: Sequence[PointId]) -> None:
+    """Right before points of a collection get vectors: their rows carry no version, where applications may have given
+    them one since the run took all of them away, or where it never did that (a second try for failed items)."""
+    marks = next(
+        (one for one in run.plan.steps if isinstance(one, SetModel) and one.rows is not None and one.target == place),
+        None,
+    )
+    live = any(isinstance(one, ReplaceVectors) and one.live is not None for one in run.plan.steps)
+    if marks is None or marks.rows is None or not (live or run.plan.purpose == "retry"):
+        return
+    from runner.documents import model
+
+    database = run.world.database(marks.rows.connection)
+    retried(lambda: model.open_rows(database, marks, ids), run.limits, run.stop)
+    crash.point("replace", "opened")
+
+
 def _vector_of(transform: Transform) -> str:
     assert transform.embed is not None
     return transform.embed.vector
 
 
-def _save(run: Run, saved: Place, batch: PointBatch, pace: Pace) -> None:
-    """The first copy counts: when this is repeated after a crash, the vectors may be the new ones already."""
+def _save(run: Run, saved: Place, batch: PointBatch, pace: Pace, *, elsewhere: bool) -> None:
+    """The first copy counts: when this is repeated after a crash, the vectors may be the new ones already. `elsewhere`:
+    in another store, which may not take every point."""
     if not len(batch):
         return
     store = run.world.store(saved.connection)
     have = set(retried(lambda: store.fetch(saved.collection, batch.ids), run.limits, run.stop).ids)
     wanted = batch.take([row for row, point_id in enumerate(batch.ids) if point_id not in have])
+    if elsewhere and len(wanted):
+        schema = store.inspect(saved.collection)
+        assert schema is not None
+        checker(store, schema, (NORMS, PRECISION, PAYLOAD_FIELD))(wanted)  # the plan has asked about these
     if len(wanted):
         pace.write(wanted, lambda part: store.upsert(saved.collection, part), run.limits, run.stop)
 

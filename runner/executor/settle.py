@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace as replaced
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from runner.executor import replace, texts, verify
 from runner.executor.flow import Pace, Prepared, checker, retried
 from runner.ledger import Ledger
 from runner.lock import Lease
-from runner.plan import Plan, SettleFailures
+from runner.plan import CatchUp, Plan, SettleFailures
 from runner.points import PointId
 from runner.vectors import Failure
 
@@ -62,6 +63,8 @@ def _try(
     made = texts.prepare(run, step.transform)(batch, run.stop)
     done = _write(run, step, made, later=step.of_run is not None)
     written: int = so_far["written"] + len(done)
+    if done and any(isinstance(one, CatchUp) for one in run.plan.steps):  # what a pass after the switch asks for
+        run.ledger.remember(run.lease, step.source.collection, [(one, one) for one in done])
     crash.point(step.type, "written")
     tries = {one.item: one.attempts for one in some}
     still = [replaced(one, attempts=max(one.attempts, tries[one.item] + 1)) for one in made.failed]
@@ -94,8 +97,19 @@ def _write(run: Run, step: SettleFailures, made: Prepared, *, later: bool) -> se
         equal = set(held.ids) - set(verify.differences(step.target_schema, store.capabilities(), batch, held))
         batch = batch.take([row for row, one in enumerate(batch.ids) if one not in set(held.ids)])
     if len(batch):
+        if later:
+            _announce(run, step, batch.ids)
         pace.write(batch, lambda part: store.upsert(step.target.collection, part), run.limits, run.stop)
     return equal | set(batch.ids)
+
+
+def _announce(run: Run, step: SettleFailures, ids: Sequence[PointId]) -> None:
+    """Before points are written that readers see: as of no model in the ledger and in their rows until the checkpoint."""
+    embed = step.transform.embed
+    assert embed is not None
+    with run.ledger.guarded(run.lease) as connection:
+        run.vectors.mark(connection, run.run, str(step.target), embed.vector, "", dict.fromkeys(ids, ""))
+    replace.open_rows(run, step.target, ids)
 
 
 def ask(ledger: Ledger, lease: Lease, plan: Plan) -> None:

@@ -36,8 +36,9 @@ class Kind(Protocol):
     def connections(self, spec: SpecModel) -> tuple[list[str], dict[str, dict[str, object]]]:
         """(names of the workspace's connections, inline connections under the names steps use)."""
 
-    def plan_steps(self, job: str, spec: SpecModel, world: World, state: State) -> Draft:
-        """Look at the live stores through `world` (read-only) and say what has to be done from nothing."""
+    def plan_steps(self, job: str, spec: SpecModel, world: World, state: State, *, applied: bool) -> Draft:
+        """Look at the live stores through `world` (read-only) and say what has to be done from nothing; `applied`: exactly
+        this spec was applied before (asked only of recurring jobs)."""
 
     def recurring(self, spec: SpecModel) -> bool:
         """Whether an applied job whose spec is unchanged may have something to do again."""

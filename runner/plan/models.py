@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from pydantic import SerializerFunctionWrapHandler, model_serializer
+
 from runner.plan.step import Action, Live, Place, StepBase
 from runner.points import CollectionSchema, Model, PointId
 from runner.transform import Embedding, Transform
@@ -149,7 +151,8 @@ class SetModel(StepBase):
 
     begin: rows of another version carry no version from now on; old ones go into `undo_table`. end: rows whose point
     was embedded get `version`, the others their old one; the knowledge base's info becomes `after`. again: the rows of
-    `end`, for points that were embedded later; open: takes marks away before that. reopen and restore undo end and begin.
+    points that this run embedded later. open: from here on rows of single points carry no version while these are
+    written. reopen and restore undo end and begin. `before_text`: the info as it stood, letter for letter; None for NULL.
     """
 
     type: Literal["set_model"] = "set_model"
@@ -161,8 +164,16 @@ class SetModel(StepBase):
     info: InfoRow | None = None
     before: dict[str, Any] | None = None
     after: dict[str, Any] | None = None
+    before_text: str | None = None
 
     action: ClassVar[Action] = Action.CHANGE
+
+    @model_serializer(mode="wrap")
+    def _short(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data: dict[str, Any] = handler(self)
+        if data.get("before_text") is None:  # plans from before there was such a text stay as they are
+            data.pop("before_text", None)
+        return data
 
     def reverse(self) -> tuple[Step, ...] | None:
         back: dict[str, Literal["reopen", "restore"]] = {"end": "reopen", "begin": "restore"}

@@ -178,7 +178,9 @@ def _set_model(step: SetModel) -> str:
     info = f"{step.info.table}.{step.info.info_column} of {step.info.id}" if step.info is not None else ""
     version, since = step.embed.identity.version, " since" if step.phase == "again" else ""
     match step.phase:
-        case "begin" | "open":
+        case "open":
+            return f"from here on {rows} carries no version for a point while its vector is written; old ones are kept in {step.undo_table}"
+        case "begin":
             return f"take the version away in {rows} while vectors change; old ones are kept in {step.undo_table}"
         case "end" | "again":
             return "; ".join(
@@ -300,7 +302,8 @@ def summary(plan: Plan) -> str:
     if embedding:
         tokens, usd = sum(step.estimate.tokens or 0 for step in embedding), [step.estimate.usd for step in embedding]
         cost = f", {money(sum(value or 0 for value in usd))} USD" if None not in usd else ", at a price nobody knows"
-        text += f" About {number(tokens)} tokens{cost}, {duration(seconds)}."
+        took = duration(seconds) if all(step.estimate.seconds is not None for step in embedding) else "time not known"
+        text += f" About {number(tokens)} tokens{cost}, {took}."
     elif data:
         text += f" Reading alone takes {duration(seconds)} as measured just now; about {size(data)} of data."
     return text

@@ -188,7 +188,8 @@ def found(value: Found) -> str:
     """Search results, best first."""
     lines = [f"{value.place}, queries embedded with {value.model}"]
     for hit in value.hits:
-        text = max((item for item in hit["payload"].values() if isinstance(item, str)), key=len, default="")
+        texts = [item for item in hit["payload"].values() if isinstance(item, str)]
+        text = max(texts, key=lambda item: (item.count(" "), len(item)), default="")  # what has the most words
         lines.append(f"  {hit['score']:.3f}  {hit['id']}  {' '.join(text.split())[:100]}")
     return "\n".join(lines if value.hits else [*lines, "  nothing found"])
 
@@ -236,6 +237,8 @@ def status(value: RunStatus) -> str:
             [] if value.workers is None else [f"{value.workers} workers alive", f"{value.at_work} partitions at work"]
         )
         who = f"coordinated by {value.coordinator}" if value.coordinator else "nobody coordinates it yet"
+        if not value.coordinator and value.workers is None and run["status"] == "running":
+            who = f"nobody: its process is gone. Go on: vecrun resume {run['job']}"
         if value.waits_for:
             who = f"waits for a slot: limits.runs = {value.slots} and these runs are at work: {', '.join(value.waits_for)}"
         lines.append("  at work   " + ", ".join([who, *crew]))
@@ -254,11 +257,15 @@ def status(value: RunStatus) -> str:
         parts = f", partitions {item['partitions']}" if "partitions" in item else ""
         state = "begun" if item["status"] == "running" and run["status"] != "running" else item["status"]
         lines.append(f"  {number:>2} {state:<8} {phrases.step_line(item['step'])}{parts}")
+        if item["type"] == "check_quality" and "overlap" in (item["result"] or {}):
+            lines.append(f"              {quality_text(item['result'])}")
+            lines += [f"              {one['overlap']:.2f}  {one['query']}" for one in item["result"]["worst"]]
     if run["status"] == "running":
         gone = "" if value.workers is not None else f" · if its process is gone: vecrun resume {run['job']}"
         lines.append(f"  stop it: vecrun pause {run['job']}{gone}")
     elif run["status"] in ("failed", "paused", "cancelled"):
-        lines.append(f"  go on: vecrun resume {run['job']} · undo: vecrun rollback {run['job']}")
+        on = "retry-failed" if value.failed and "could not be embedded" in (run["error"] or "") else "resume"
+        lines.append(f"  go on: vecrun {on} {run['job']} · undo: vecrun rollback {run['job']}")
     return "\n".join(lines)
 
 

@@ -17,6 +17,7 @@ import pytest
 from click.testing import Result
 
 from runner.ledger import Ledger
+from runner.plan import FORMAT_VERSION
 from runner.points import Distance, IdKind
 from tests import worlds
 from tests.e2e.workspace import JOB, SETTINGS, Workspace, batch_of, run
@@ -493,8 +494,8 @@ def test_a_plan_cut_in_half(ws: Workspace, planned: Path) -> None:
 
 
 def test_a_plan_of_a_newer_format(ws: Workspace, planned: Path) -> None:
-    ws.edit(str(planned), '"format_version": "1.0"', '"format_version": "2.0"')
-    refused(run("apply", planned), 12, "newer format", "format_version 2.0, this vecrun reads 1.0", "or plan again")
+    ws.edit(str(planned), f'"format_version": "{FORMAT_VERSION}"', '"format_version": "2.0"')
+    refused(run("apply", planned), 12, "newer format", f"format_version 2.0, this vecrun reads {FORMAT_VERSION}", "or plan again")
     ws.edit(str(planned), '"format_version": "2.0"', '"format_version": "1.9", "what_comes": 1')
     refused(run("apply", planned), 12, "newer format", "what_comes", "format_version 1.9")
     assert ws.nothing_happened()
@@ -576,7 +577,7 @@ def test_a_state_file_that_is_none(ws: Workspace, text: bytes) -> None:
     told = refused(run("plan", "jobs/move.yaml"), 1, "A state file", "state/move.json")
     if b"2.0" in text:
         assert "newer format" in told
-        assert "format_version 2.0, this vecrun reads 1.1" in told
+        assert "format_version 2.0, this vecrun reads 1.2" in told
     assert ws.world("b") == {"b:aliases": {}}
 
 

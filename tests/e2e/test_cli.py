@@ -455,7 +455,7 @@ def test_pause_status_and_resume_from_other_processes(slow: Workspace) -> None:
         assert "job:move" in run("lock", "list").stdout
         for words in (("plan",), ("apply", "--dry-run")):
             busy = run(*words, "jobs/move.yaml")
-            assert busy.exit_code == 1
+            assert busy.exit_code == 11
             assert "A run of this job is at work" in busy.stderr
             assert f"(pid {applying.pid} on " in busy.stderr
             for way in ("vecrun status move --watch", "vecrun pause move", "vecrun cancel move"):

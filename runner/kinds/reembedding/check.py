@@ -13,10 +13,14 @@ from runner.state import State
 from runner.world import World
 
 
-def check(job: str, spec: ReembeddingSpec, world: World, state: State) -> dict[str, Any]:
+def check(job: str, spec: ReembeddingSpec, world: World, state: State, *, applied: bool = False) -> dict[str, Any]:
     """current_model, configured_model, needs_reembed, dimension_changed, texts, estimated_tokens, estimated_cost (USD),
-    estimated_time (seconds); None where something is not known."""
+    estimated_time (seconds); None where something is not known. `applied`: exactly this spec was, so its new collection is
+    looked at."""
     store, place = world.store(spec.connection), resolved(spec, world)
+    made = [item.place for item in state.world if item.role == "target"]
+    if applied and made and world.store(made[0].connection).inspect(made[0].collection) is not None:
+        place = made[0]
     schema = store.inspect(place.collection)
     assert schema is not None
     embedder = world.embedder(spec.model)
@@ -52,7 +56,7 @@ def _current(change: Change, world: World) -> dict[str, Any]:
     spec = change.spec
     found: dict[str, Any] = {"dimension": change.before.dimension, "version": None, "from": "the collection"}
     if spec.knowledge_base is not None:
-        from runner.documents import model
+        from runner.documents import info as model_info
         from runner.plan import InfoRow
 
         base = spec.knowledge_base
@@ -63,8 +67,12 @@ def _current(change: Change, world: World) -> dict[str, Any]:
             id=base.id,
             info_column=base.info_column,
         )
-        info = model.info(world.database(base.connection), row) or {}
-        if info:
+        info = model_info.read(world.database(base.connection), row) or {}
+        if (
+            info
+            and info.get("dimension", change.before.dimension) == change.before.dimension
+            and info.get("collection", change.source.collection) == change.source.collection
+        ):  # else it speaks of another collection
             return (
                 found | info | {"dimension": info.get("dimension", change.before.dimension), "from": "knowledge_base"}
             )
@@ -72,7 +80,8 @@ def _current(change: Change, world: World) -> dict[str, Any]:
         from runner.documents import model
 
         counts = model.counts(world.database(change.rows.connection), change.rows)
-        if counts:
+        named = world.serving().get(spec.cutover.alias) if spec.cutover is not None else None
+        if counts and named in (None, change.source):  # rows speak of the collection that serves
             version = max(counts, key=lambda name: counts[name])
             return found | {"version": version or None, "versions": counts, "from": "documents"}
     if next(world.kept.marked(str(change.source), change.before.name, change.embed.identity.key), None):

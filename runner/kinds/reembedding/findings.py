@@ -6,18 +6,24 @@ from runner.embedder import money
 from runner.kinds.reembedding import estimate
 from runner.kinds.reembedding.change import Change
 from runner.kinds.reembedding.spec import ReembeddingSpec
-from runner.points import Datatype, PointBatch
+from runner.points import CollectionSchema, Datatype, PointBatch
 from runner.settings import duration_seconds
-from runner.store import Problem, Store
+from runner.store import INDEX, NORMS, Problem, Store
 from runner.world import World
 
 #: Codes of this kind.
 COST = "VC101"
 TIME = "VC102"
+UNHELD = "VC103"
+COLUMNS = "VL203"
+ALREADY = "VI117"
 NO_PRICE = "VI110"
 FAILING = "VI111"
 TOO_LONG = "VI112"
 DIMENSION = "VI113"
+TRUSTED = "VI114"
+ONE_VECTOR = "VI115"
+OTHER_ROWS = "VI116"
 MIXED = "VB104"
 SWITCHES_READERS = "VB101"
 OVERWRITES = "VL202"
@@ -25,11 +31,26 @@ TARGET_EXISTS = "VX206"
 NO_TEXT = "VX207"
 ALIAS_TAKEN = "VX204"
 VERSION_COLUMN = "VX208"
+SHARED_IDS = "VX209"
 
 
 def of_change(change: Change, store: Store, work: estimate.Work) -> list[Problem]:
     """What stands in the way, and what a reviewer must know."""
     spec, found = change.spec, list[Problem]()
+    if store.capabilities().shared_ids and (
+        change.saved is None or change.saved.connection == change.source.connection
+    ):
+        message = (
+            "ids are unique over all collections there, so no other collection can hold the same points. Strategies replace and "
+            "incremental work with save_to: a connection of another store (of type files, for example)"
+        )
+        found.append(Problem(SHARED_IDS, message))
+    if not spec.in_place and (columns := store.columns(change.source.collection)):
+        message = (
+            f"{', '.join(columns)} are columns of {change.source}, and become keys of payload (jsonb) in {change.target}: SQL "
+            "that reads or writes those columns fails after the switch. What goes through vecrun or payloads stays as it is"
+        )
+        found.append(Problem(COLUMNS, message))
     if not spec.in_place:
         change.schema, problems = store.fit(change.schema)
         found += problems
@@ -38,8 +59,8 @@ def of_change(change: Change, store: Store, work: estimate.Work) -> list[Problem
             found += [item for item in store.fit(change.schema)[1] if item.code == "VL102"]
         if spec.strategy == "replace":
             message = (
-                "until the run is through, points of two models stand side by side, and search finds only those of the model "
-                "it asks with. create_new_collection has no such time"
+                "until the run is through, points of two models stand side by side, and search results are mixed and partly "
+                "meaningless. create_new_collection has no such time"
             )
             found.append(Problem(MIXED, message))
         if spec.live is not None:
@@ -71,6 +92,48 @@ def of_change(change: Change, store: Store, work: estimate.Work) -> list[Problem
     return found
 
 
+def trusted(points: int) -> Problem:
+    """Points that an incremental run takes as they are."""
+    message = (
+        f"{points:,} points are taken as they are: their version is the model's, and what text they were made from was never "
+        "recorded; edits of them are not seen. strategy: replace looks at all"
+    )
+    return Problem(TRUSTED, message)
+
+
+def of_saving(kept: CollectionSchema, store: Store, work: estimate.Work) -> list[Problem]:
+    """What of the old points another store would not give back exactly."""
+    found = [item for item in store.fit(kept)[1] if item.code != INDEX]
+    if work.first is not None:
+        found += store.problems(kept, work.first)
+    scaled = [item for item in kept.vectors if item.distance in store.capabilities().normalises]
+    if scaled and NORMS not in {item.code for item in found}:
+        names = ", ".join(item.name or "(unnamed)" for item in scaled)
+        found.append(Problem(NORMS, "the store scales vectors to length 1, so they do not come back exactly", names))
+    return list({item.code + item.message: item for item in found}.values())
+
+
+def of_rows(change: Change, named: int) -> list[Problem]:
+    """What is said of the rows that carry versions; they name so many points."""
+    rows, found = change.rows, list[Problem]()
+    if rows is None:
+        return found
+    column = f"{rows.table}.{rows.version_column}"
+    if len(change.schema.vectors) > 1:
+        message = (
+            f"{column} speaks of the vector {change.before.name!r} alone; another job for another vector of these points "
+            "needs a column of its own"
+        )
+        found.append(Problem(ONE_VECTOR, message))
+    if rows.collection_column is None and named > change.points:
+        message = (
+            f"{rows.table} names {named:,} points, and {change.source} has {change.points:,}: rows of other collections "
+            "carry no version while this runs. Give documents.collection_column"
+        )
+        found.append(Problem(OTHER_ROWS, message))
+    return found
+
+
 def _payload_problems(change: Change, store: Store, work: estimate.Work) -> list[Problem]:
     """What of some points the target could not hold, their new vector aside."""
     if work.first is None:
@@ -86,11 +149,15 @@ def _payload_problems(change: Change, store: Store, work: estimate.Work) -> list
 def of_cost(spec: ReembeddingSpec, world: World, cost: estimate.Cost) -> list[Problem]:
     policies, found = world.settings.workspace.policies, list[Problem]()
     most = min((value for value in (spec.budget.usd, policies.usd) if value is not None), default=None)
-    if cost.usd is None and cost.tokens:
+    if cost.usd is None and cost.tokens and most is not None:
+        message = f"at most {money(most)} USD are allowed, and that cannot be held: {cost.price}"
+        found.append(Problem(UNHELD, f"about {cost.tokens:,} tokens; {message}"))
+    elif cost.usd is None and cost.tokens:
         found.append(Problem(NO_PRICE, f"about {cost.tokens:,} tokens; {cost.price}"))
     if most is not None and cost.usd is not None and cost.usd > most:
         found.append(Problem(COST, f"embedding costs about {money(cost.usd)} USD; at most {money(most)} is allowed"))
     times = [duration_seconds(value) for value in (spec.budget.time, policies.time) if value is not None]
     if times and cost.seconds is not None and cost.seconds > min(times):
-        found.append(Problem(TIME, f"embedding takes longer than the {min(times) / 60:,.0f} minutes that are allowed"))
+        allowed = f"{min(times):,} s" if min(times) < 120 else f"{min(times) / 60:,.0f} minutes"
+        found.append(Problem(TIME, f"embedding takes longer than the {allowed} that are allowed"))
     return found

@@ -119,6 +119,10 @@ class ReembeddingSpec(SpecModel):
     to: str = Field(
         "{name}_{model}", description="The new collection; {name} is the present one's, {model} the model's."
     )
+    save_to: str | None = Field(
+        None,
+        description="In place: the connection of the store that keeps the old points; default: that of the collection.",
+    )
     vector: str | None = Field(None, description="Which vector, where points have several.")
     text: Text
     documents: ChunkRows | None = None
@@ -152,6 +156,8 @@ class ReembeddingSpec(SpecModel):
             raise ValueError("verify.mode must be full for a live collection, or live.hold true")
         if self.live is not None and self.live.hold and self.in_place:
             raise ValueError("live.hold is for create_new_collection: in place there is no moment before the switch")
+        if self.save_to is not None and not self.in_place:
+            raise ValueError("save_to is for replace and incremental: create_new_collection keeps the old collection")
         if self.in_place:
             for name in ("distance", "index"):
                 if getattr(self, name) is not None:
@@ -173,5 +179,7 @@ def connections(spec: ReembeddingSpec) -> tuple[list[str], dict[str, dict[str, A
     named = [spec.connection, MODEL + spec.model]
     if spec.from_model is not None:
         named.append(MODEL + spec.from_model)
+    if spec.save_to is not None:
+        named.append(spec.save_to)
     named += [part.connection for part in (spec.documents, spec.knowledge_base) if part is not None]
     return list(dict.fromkeys(named)), {}

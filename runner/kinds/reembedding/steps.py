@@ -30,7 +30,7 @@ from runner.plan import (
     VerifyPoints,
 )
 from runner.state import State
-from runner.store import NORMS, Problem
+from runner.store import NORMS, Problem, Store
 from runner.world import World
 
 
@@ -39,7 +39,7 @@ def recurring(spec: ReembeddingSpec) -> bool:
     return spec.strategy == "incremental"
 
 
-def plan_steps(job: str, spec: ReembeddingSpec, world: World, state: State) -> Draft:
+def plan_steps(job: str, spec: ReembeddingSpec, world: World, state: State, *, applied: bool) -> Draft:
     """Look at a sample of the texts (incremental: at all of them) and say what has to be done."""
     accepted = {item.code: item.reason for item in spec.accept}
     draft = Draft(retention=spec.retention or "")
@@ -50,9 +50,7 @@ def plan_steps(job: str, spec: ReembeddingSpec, world: World, state: State) -> D
     identity, found = embedder.identity(), list[Problem]()
     before = vector_of(spec, place, schema)
     if identity.dimension != before.dimension:
-        if state.status == "applied" and recurring(
-            spec
-        ):  # the new collection was made; the job still names the old one
+        if applied:  # the new collection was made; the job still names the old one
             return draft
         message = f"{before.dimension} dimensions become {identity.dimension}: only a new collection can hold them"
         if spec.in_place:
@@ -60,12 +58,21 @@ def plan_steps(job: str, spec: ReembeddingSpec, world: World, state: State) -> D
             spec = spec.model_copy(update={"strategy": "create_new_collection"})
         found.append(Problem(findings.DIMENSION, message))
     change = change_of(job, spec, world, state, store, place, schema, before, identity)
+    if not spec.in_place and 0 < change.points <= kept.count_marked(str(place), before.name, identity.key):
+        message = (
+            f"all {change.points:,} points are of {spec.model} already; strategy: incremental looks for changed texts"
+        )
+        draft.notices.append(notice(Problem(findings.ALREADY, message), str(place), accepted))
+        return draft
     choice = None
     if spec.strategy == "incremental":
         choice = Choice(world, kept, place, change.embed, change.rows, stale_only=True)
     work = estimate.sample(world, kept, place, change.embed, embedder, choice)
     draft.world.append(observed(place, "target" if spec.in_place else "source", schema, work.points, spec))
+    if choice is not None and choice.trusted:
+        found.append(findings.trusted(choice.trusted))
     if choice is not None and not work.texts:
+        draft.notices += [notice(item, str(place), accepted) for item in found]
         return draft
     found += findings.of_change(change, store, work)
     if not spec.in_place:
@@ -141,6 +148,7 @@ def _arrange(
             FinishCollection(target=change.target, schema=change.schema),
             *live.before(),
             verify.model_copy(update={"live": live.of_verification(change)}),
+            *([settle] if spec.live is not None else []),
             *_quality(change, "both"),
             *([begin] if begin is not None else []),
             *_cutover(change, world, draft),
@@ -155,6 +163,11 @@ def _arrange(
             "vectors": tuple(item.model_copy(update={"index": None}) for item in change.schema.vectors),
         }
     )
+    if change.saved.connection != change.target.connection:
+        elsewhere, accepted = world.store(change.saved.connection), {item.code: item.reason for item in spec.accept}
+        problems = findings.of_saving(kept, elsewhere, work)
+        draft.notices += [notice(item, str(change.saved), accepted) for item in problems]
+        kept = elsewhere.fit(kept)[0]
     moving = Live(bound=spec.live.bound, passes=spec.live.passes, accept=accept) if spec.live is not None else None
     replace = ReplaceVectors(
         target=change.target, saved=change.saved, target_schema=change.schema, transform=change.transform,
@@ -169,6 +182,7 @@ def _arrange(
         replace,
         settle,
         verify.model_copy(update={"live": moving}),
+        *([settle] if moving is not None else []),
         *_quality(change, "after"),
         *_cutover(change, world, draft),
         *([end] if end is not None else []),
@@ -180,7 +194,7 @@ def _arrange(
 
 def _again(end: SetModel) -> SetModel:
     """The rows of points that were embedded after the switch."""
-    return end.model_copy(update={"phase": "again", "info": None, "before": None, "after": None})
+    return end.model_copy(update={"phase": "again", "info": None, "before": None, "after": None, "before_text": None})
 
 
 def _set_model(
@@ -191,13 +205,17 @@ def _set_model(
     if change.rows is None and spec.knowledge_base is None:
         return None, None
     from runner.documents import chunks, model
+    from runner.documents import info as model_info
 
-    undo, info, before = "", None, None
+    undo, info, before, text = "", None, None, None
     if change.rows is not None:
         database = world.database(change.rows.connection)
         model.check(database, change.rows)
         if reason := model.holds(database, change.rows, identity.version):
             draft.notices.append(notice(Problem(findings.VERSION_COLUMN, reason), change.rows.connection, {}))
+        rows, accepted = model.named(database, change.rows), {item.code: item.reason for item in spec.accept}
+        for problem in findings.of_rows(change, rows):
+            draft.notices.append(notice(problem, change.rows.connection, accepted))
         undo = chunks.free_name(database, change.rows.table, f"{job}:{state.lineage}:{state.serial}:versions")
     if spec.knowledge_base is not None:
         base = spec.knowledge_base
@@ -208,16 +226,16 @@ def _set_model(
             id=base.id,
             info_column=base.info_column,
         )
-        before = model.info(world.database(base.connection), info)
+        before, text = model_info.as_it_stands(world.database(base.connection), info)
     after = {
         "provider": identity.provider, "model": identity.model, "dimension": identity.dimension,
         "version": identity.version, "collection": change.target.collection,
     }  # fmt: skip
     end = SetModel(
         phase="end", target=change.target, embed=change.embed, rows=change.rows, undo_table=undo, info=info,
-        before=before, after={**(before or {}), **after} if info is not None else None,
+        before=before, after={**(before or {}), **after} if info is not None else None, before_text=text,
     )  # fmt: skip
-    begin = end.model_copy(update={"phase": "begin", "info": None, "before": None, "after": None})
+    begin = end.model_copy(update={"phase": "begin", "info": None, "before": None, "after": None, "before_text": None})
     return (begin if change.rows is not None else None), end
 
 
@@ -240,32 +258,39 @@ def _quality(change: Change, phase: str) -> list[Step]:
 
 
 def _cutover(change: Change, world: World, draft: Draft) -> list[Step]:
-    """The store's alias, then the workspace's pointer with the model that embeds its queries."""
-    spec, store = change.spec, world.store(change.target.connection)
-    if spec.cutover is None:
-        return []
-    alias, steps = spec.cutover.alias.replace("{name}", change.target.collection), list[Step]()
+    """The store's alias, then the workspace's pointers with the model that embeds their queries: in place, all that lead
+    to the collection."""
+    spec, store, steps = change.spec, world.store(change.target.connection), list[Step]()
     accepted = {item.code: item.reason for item in spec.accept}
-    if store.capabilities().aliases and not spec.in_place:
-        if alias in {*store.collections(), change.target.collection}:
-            problem = Problem(findings.ALIAS_TAKEN, f"{alias} is a collection there, so it cannot become an alias")
-            draft.notices.append(notice(problem, spec.connection, accepted))
-        before = store.aliases().get(alias)
-        steps.append(
-            SwitchAlias(connection=spec.connection, alias=alias, before=before, after=change.target.collection)
-        )
-    serving = world.serving().get(alias)
-    present = world.serving_models().get(alias, spec.from_model or "") if serving is not None else ""
-    steps.append(
-        SetServing(
-            name=alias, before=serving, after=change.target,
-            model_before=present, model_after=spec.model,
-        )
-    )  # fmt: skip
-    message = f"readers that follow {alias} are switched to {change.target}, and embed queries with {spec.model}"
+    serving, names = world.serving(), list[str]()
+    if spec.cutover is not None:
+        names.append(spec.cutover.alias.replace("{name}", change.target.collection))
+        if store.capabilities().aliases and not spec.in_place:
+            steps.append(_alias(change, names[0], store, draft, accepted))
     if spec.in_place:
-        message = (
-            f"readers that follow {alias} embed queries with {spec.model} when all vectors are replaced, not before"
+        names += [name for name, place in sorted(serving.items()) if place == change.target and name not in names]
+    for name in names:
+        present = world.serving_models().get(name, spec.from_model or "") if name in serving else ""
+        if (serving.get(name), present) == (change.target, spec.model):
+            continue
+        steps.append(
+            SetServing(
+                name=name, before=serving.get(name), after=change.target, model_before=present, model_after=spec.model
+            )
         )
-    draft.notices.append(Notice(code=findings.SWITCHES_READERS, message=message, where=alias))
+        message = f"readers that follow {name} are switched to {change.target}, and embed queries with {spec.model}"
+        if spec.in_place:
+            message = (
+                f"readers that follow {name} embed queries with {spec.model} when all vectors are replaced, not before"
+            )
+        draft.notices.append(Notice(code=findings.SWITCHES_READERS, message=message, where=name))
     return steps
+
+
+def _alias(change: Change, alias: str, store: Store, draft: Draft, accepted: dict[str, str]) -> SwitchAlias:
+    made = alias == change.target.collection
+    if reason := f"{alias} is made by this job" if made else store.alias_taken(alias):
+        problem = Problem(findings.ALIAS_TAKEN, f"{reason}, so it cannot become an alias")
+        draft.notices.append(notice(problem, change.target.connection, accepted))
+    before = store.aliases().get(alias)
+    return SwitchAlias(connection=change.target.connection, alias=alias, before=before, after=change.target.collection)

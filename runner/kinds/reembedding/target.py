@@ -92,7 +92,8 @@ def change_of(
     target, saved, wish = place, None, schema
     if spec.in_place:
         key = f"{job}:{state.lineage}:{state.serial}"
-        saved = Place(connection=place.connection, collection=_free(store, place.collection, key))
+        where = spec.save_to or place.connection
+        saved = Place(connection=where, collection=_free(world.store(where), place.collection, key))
     else:
         name = spec.to.replace("{name}", place.collection).replace("{model}", _word(spec.model))
         target = Place(connection=place.connection, collection=name)

@@ -53,7 +53,7 @@ def recurring(_spec: VectorMigrationSpec) -> bool:
     return False
 
 
-def plan_steps(job: str, spec: VectorMigrationSpec, world: World, state: State) -> Draft:
+def plan_steps(job: str, spec: VectorMigrationSpec, world: World, state: State, *, applied: bool = False) -> Draft:  # noqa: ARG001
     """Steps for every collection: create all, copy all, index all, verify all, then ids, aliases, pointers, source."""
     source_name = spec.source if isinstance(spec.source, str) else "(source)"
     target_name = spec.target if isinstance(spec.target, str) else "(target)"
@@ -376,11 +376,11 @@ def _plan_cutover(
             )
         pointers[alias] = move.target
     serving = world.serving()
-    aliases, names = target.aliases(), set(target.collections()) | {move.target.collection for move in moves}
+    aliases, made = target.aliases(), {move.target.collection for move in moves}
     if target.capabilities().aliases:
         for alias, place in pointers.items():
-            if alias in names:
-                problem = Problem(ALIAS_TAKEN, f"{alias} is a collection there, so it cannot become an alias")
+            if reason := f"{alias} is made by this job" if alias in made else target.alias_taken(alias):
+                problem = Problem(ALIAS_TAKEN, f"{reason}, so it cannot become an alias")
                 draft.notices.append(_notice(problem, place.connection, accepted))
             draft.steps.append(
                 SwitchAlias(connection=place.connection, alias=alias, before=aliases.get(alias), after=place.collection)

@@ -32,18 +32,22 @@ def aliases_of(conn: Connection, schema: str) -> dict[str, str]:
     return dict(conn.execute(_ALIASES, [schema, _MARK]).fetchall())
 
 
+def taken(conn: Connection, schema: str, alias: str) -> str:
+    """What has the name of an alias that is to be made; empty if nothing has, or it is one of ours."""
+    [(oid,)] = conn.execute("SELECT to_regclass($1)::oid::bigint", [relation_of(schema, alias)])
+    if oid and alias not in aliases_of(conn, schema):
+        return f"{alias} is a table or a view that vecrun did not make"
+    return ""
+
+
 def set_alias(conn: Connection, schema: str, alias: str, name: str | None) -> None:
     """Let the view `alias` show the table `name`, or drop it; readers keep the rights they have on it."""
     import psycopg
 
+    if reason := taken(conn, schema, alias):
+        raise Permanent("The name of the alias is taken", reason, "Choose another alias.")
     view = relation_of(schema, alias)
     [(oid,)] = conn.execute("SELECT to_regclass($1)::oid::bigint", [view])
-    if oid and alias not in aliases_of(conn, schema):
-        raise Permanent(
-            "The name of the alias is taken",
-            f"{alias} is a table or a view that vecrun did not make",
-            "Choose another alias.",
-        )
     if name is None:
         conn.execute(f"DROP VIEW IF EXISTS {view}")
         return

@@ -41,6 +41,7 @@ class LangChainCatalog(Catalog):
             max_vectors=1,
             sparse=False,
             aliases=False,
+            shared_ids=True,
         )
 
     def collections(self) -> list[str]:

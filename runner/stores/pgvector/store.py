@@ -13,7 +13,7 @@ from runner.errors import Permanent, TooLarge
 from runner.points import CollectionSchema, Float32Matrix, KeyRange, Payloads, PointBatch, PointId
 from runner.store import INDEX, PARTITIONS, Capabilities, ConnectionConfig, Health, Hit, Problem, Store, check_queries
 from runner.stores.pgvector import limits
-from runner.stores.pgvector.aliases import aliases_of, set_alias
+from runner.stores.pgvector.aliases import aliases_of, set_alias, taken
 from runner.stores.pgvector.catalog import Catalog
 from runner.stores.pgvector.config import PgvectorConfig
 from runner.stores.pgvector.connection import Pool
@@ -79,6 +79,10 @@ class PgvectorStore(Store):
     def inspect(self, name: str) -> CollectionSchema | None:
         table = self._catalog.find(name, fresh=True)
         return table.schema if table else None
+
+    def columns(self, name: str) -> tuple[str, ...]:
+        table = self._catalog.find(name)
+        return tuple(item.name for item in table.fields) if table is not None else ()
 
     def count(self, name: str) -> int:
         table = self._catalog.find(name)
@@ -217,6 +221,11 @@ class PgvectorStore(Store):
         """Views that `set_alias` made."""
         with self._session("listing aliases") as conn:
             return aliases_of(conn, self._catalog.config.schema_name)
+
+    def alias_taken(self, alias: str) -> str:
+        """Tables and views that vecrun did not make are in the way, too."""
+        with self._session(f"looking for {alias}") as conn:
+            return taken(conn, self._catalog.config.schema_name, alias)
 
     def set_alias(self, alias: str, name: str | None) -> None:
         """An alias is a view; readers keep the rights they have on it."""

@@ -1,7 +1,4 @@
-"""Builds plans: from a job and the live world for `apply`, from a recorded run for `rollback`. Writes nothing.
-
-A job that is applied and unchanged gets a plan without steps; what moved since is listed as drift.
-"""
+"""Plans from recorded runs: the way back, and another try for what failed; and what stands in their way."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ from typing import Any
 
 from runner import __version__
 from runner.errors import NotFound, PlanRefused, VecrunError
-from runner.kinds import Draft, kind_module
 from runner.ledger import Ledger
 from runner.lock import now
 from runner.plan import (
@@ -33,90 +29,23 @@ from runner.plan import (
     loads,
     reversed_steps,
 )
-from runner.settings import MODEL, Settings
-from runner.spec import Job, digest
+from runner.planner.observed import applied_plan, foreign, look, moved_connections
+from runner.settings import Settings
 from runner.state import State, States
 from runner.vectors import Vectors
 from runner.world import World
 
-PINNED = "VI201"
 SOURCE_GONE = "VX301"
 IRREVERSIBLE = "VX302"
 EXPIRED = "VI202"
-FOREIGN = "VI203"
 NEW_POINTS = "VD102"
 MOVED_POINTER = "VB102"
 ALIAS_REMOVED = "VB103"
 NEEDED_BY = "VD103"
 NO_OLD_VECTOR = "VB105"
+SAVED_GONE = "VX303"
 #: Points a target may have got from a catching-up that is not through: nobody else writes there before the cutover.
 UNKNOWN = 2**63
-
-
-def build(job: Job, settings: Settings, ledger: Ledger, states: States, *, unpin: bool = False) -> Plan:
-    """The plan of a job. Raises when a run of it is unfinished: that has to be resumed or rolled back first."""
-    refuse_unfinished(ledger, job.name)
-    state = states.load(job.name)
-    module = kind_module(job.kind)
-    named, inline = module.connections(job.spec)
-    with World(settings, "read", inline, ledger) as world:
-        draft, moved, wanted = Draft(), tuple[str, ...](), spec_digest(job, world)
-        if state.status == "applied" and state.spec_digest == wanted and module.recurring(job.spec):
-            draft = module.plan_steps(job.name, job.spec, world, state)
-        elif state.status == "applied" and state.spec_digest == wanted:
-            moved = tuple(drift(state, ledger, world))
-            if applied_plan(state, ledger) is None:
-                draft.notices.append(Notice(code=FOREIGN, message=foreign(state)))
-        elif state.pinned == wanted and not unpin:
-            message = "this spec was rolled back and stays so; change the spec, or apply with --unpin"
-            draft.notices.append(Notice(code=PINNED, message=message))
-        else:
-            draft = module.plan_steps(job.name, job.spec, world, state)
-        return Plan(
-            tool_version=__version__,
-            created=now(),
-            job=job.name,
-            kind=job.kind,
-            description=job.description,
-            environment=settings.environment,
-            lineage=state.lineage,
-            serial=state.serial,
-            spec_digest=wanted,
-            connections={name: world.digest(name) for name in [*named, *inline]},
-            inline=inline,
-            world=tuple(draft.world),
-            overview=tuple(draft.overview),
-            steps=tuple(draft.steps),
-            notices=tuple(draft.notices),
-            drift=moved,
-            retention=draft.retention or settings.workspace.state.retention,
-        ).sealed()
-
-
-def spec_digest(job: Job, world: World) -> str:
-    """Names a spec together with the models it uses: the same spec with other weights is another spec."""
-    named, _inline = kind_module(job.kind).connections(job.spec)
-    models = [name.removeprefix(MODEL) for name in named if name.startswith(MODEL)]
-    if not models:
-        return job.digest
-    return digest([job.digest, *(world.embedder(name).identity().model_dump(mode="json") for name in models)])
-
-
-def refuse_unfinished(ledger: Ledger, job: str) -> None:
-    """VecrunError when the newest run of a job has not come to its end."""
-    if run := ledger.unfinished(job):
-        if who := next((item for item in ledger.holders() if item["run"] == run["run"] and not item["expired"]), None):
-            raise VecrunError(
-                "A run of this job is at work",
-                f"run {run['run']} ({run['purpose']}) is {run['status']}: {who['owner']} (pid {who['pid']} on "
-                f"{who['host']}) has it since {who['since']}",
-                f"Look at it: vecrun status {job} --watch\nStop it: vecrun pause {job}, or vecrun cancel {job}",
-            )
-        raise VecrunError(
-            "A run of this job is not finished",
-            f"run {run['run']} ({run['purpose']}) is {run['status']}" + (f": {run['error']}" if run["error"] else ""),
-            f"Go on with: vecrun resume {job}\nOr undo it with: vecrun rollback {job}",
-        )
 
 
 def rollback(
@@ -178,7 +107,8 @@ def rollback(
         for place, count in _retried(job, run["run"], ledger).items():
             written[place] = written.get(place, 0) + count
         notices += found + _new_points(written, steps, discard=discard_new_points)
-        notices += _needed_by(job, steps, states) + _never_saved(begun, world)
+        notices += _needed_by(job, run["run"], steps, ledger, states) + _never_saved(begun, world)
+        notices += _saved_gone(begun, [row for row in rows if row["status"] != "pending"], world)
         places = _touched(begun)
         live = {item.place for item in plan.world if item.live}
         return Plan(
@@ -195,7 +125,7 @@ def rollback(
             spec_digest=plan.spec_digest,
             connections={name: world.digest(name) for name in plan.connections},
             inline=plan.inline,
-            world=tuple(_observe(world, place, role, place in live) for place, role in places.items()),
+            world=tuple(look(world, place, role, place in live) for place, role in places.items()),
             steps=tuple(steps),
             notices=tuple(notices),
             retention=plan.retention,
@@ -213,12 +143,19 @@ def retry(job: str, settings: Settings, ledger: Ledger, states: States) -> Plan:
     marks = [
         step for step in plan.steps if isinstance(step, SetModel) and step.phase == "end" and step.rows is not None
     ]
-    later = {"info": None, "before": None, "after": None}
+    later = {"info": None, "before": None, "after": None, "before_text": None}
     steps: list[Step] = [
         *(step.model_copy(update=later | {"phase": "open"}) for step in marks),
         settle.model_copy(update={"of_run": run}),
         *(step.model_copy(update=later | {"phase": "again"}) for step in marks),
     ]
+    for name in states.jobs():
+        other = states.load(name)
+        if name != job and other.status == "applied" and "replaced" in _uses(other, run, ledger).get(settle.target, ""):
+            raise PlanRefused(
+                "Another job has changed the model since", f"{settle.target}: job {name} replaced its vectors",
+                f"Embed what is missing with its model (strategy: incremental). Or undo it first: vecrun rollback {name}",
+            )  # fmt: skip
     with World(settings, "read", plan.inline) as world:
         if elsewhere := moved_connections(plan, world):
             raise PlanRefused(
@@ -292,6 +229,12 @@ def _still_ours(steps: list[Step], world: World) -> tuple[list[Step], list[Notic
                 message = f"it points to {at or 'nothing'}, which this run did not set; it is left as it is"
                 found.append(Notice(code=MOVED_POINTER, message=message, where=name))
                 continue
+            if isinstance(step, SetServing) and step.after is not None and step.after != step.before:
+                place = step.after
+                if world.store(place.connection).inspect(place.collection) is None:
+                    message = f"it pointed to {place}, and that is gone: the pointer is cleared"
+                    found.append(Notice(code=ALIAS_REMOVED, message=message, where=name))
+                    back = step.model_copy(update={"after": None, "model_after": ""})
             if isinstance(step, SwitchAlias) and step.after is not None and store.inspect(step.after) is None:
                 message = f"it pointed to {step.after}, and {step.after} is gone: the alias is removed"
                 found.append(Notice(code=ALIAS_REMOVED, message=message, where=name))
@@ -313,7 +256,8 @@ def _written(plan: Plan, rows: list[dict[str, Any]]) -> dict[Place, int]:
             growing = any(item.live and item.place == step.source for item in plan.world)
             found[step.target] = row["result"]["done"] if row["result"] else UNKNOWN if growing else step.points
         elif isinstance(step, SettleFailures):
-            more = row["result"].get("written", 0) if row["status"] == "done" else UNKNOWN
+            begun = row["status"] not in ("pending", "done")  # pending with a result: another try was asked for
+            more = UNKNOWN if begun else row["result"].get("written", 0)
             found[step.target] = found.get(step.target, 0) + more
         elif isinstance(step, CatchUp) and step.phase == "after":  # by now others write there, too
             result = row["result"] or {}
@@ -341,21 +285,67 @@ def _new_points(written: dict[Place, int], steps: list[Step], *, discard: bool) 
     return found
 
 
-def _needed_by(job: str, steps: list[Step], states: States) -> list[Notice]:
-    """Collections that another applied job came from: without them it could not be rolled back any more."""
+def _needed_by(job: str, run: str, steps: list[Step], ledger: Ledger, states: States) -> list[Notice]:
+    """Collections that another applied job came from, worked in, or would go back to: that job is undone first."""
     dropped = {step.target for step in steps if isinstance(step, DropCollection | ClearCollection)}
+    restored = {step.target for step in steps if isinstance(step, RestoreVectors)}
     found = []
     for name in states.jobs():
         other = states.load(name)
         if name == job or other.status != "applied":
             continue
-        kept = bool(other.applied) and other.applied[-1].run not in other.forgotten
-        for item in other.world:
-            within = item.role == "target" and other.kind == "Reembedding" and kept
-            if item.place in dropped and (item.role == "source" or within):
-                what = "was applied from it" if item.role == "source" else "replaced vectors in it"
-                message = f"job {name} {what}; undo that first: vecrun rollback {name}"
-                found.append(Notice(code=NEEDED_BY, message=message, where=str(item.place), blocking=True))
+        found += [_needed(name, item.place, "was applied from it") for item in other.world if _from(item, dropped)]
+        kept = other.applied and other.applied[-1].run not in other.forgotten
+        for place, what in _uses(other, run, ledger).items() if kept else ():
+            if place in (dropped | restored) and not any(item.where == str(place) for item in found):
+                found.append(_needed(name, place, what))
+    return found
+
+
+def _from(item: Observed, dropped: set[Place]) -> bool:
+    return item.role == "source" and item.place in dropped
+
+
+def _needed(job: str, place: Place, what: str) -> Notice:
+    message = f"job {job} {what}; undo that first: vecrun rollback {job}"
+    return Notice(code=NEEDED_BY, message=message, where=str(place), blocking=True)
+
+
+def _uses(state: State, after: str, ledger: Ledger) -> dict[Place, str]:
+    """Collections that the runs of a job have read, changed or left since the run `after`, and what they did."""
+    found: dict[Place, str] = {}
+    began = ledger.run(after)["created"]
+    for record in state.applied:
+        try:
+            row = ledger.run(record.run)
+        except NotFound:
+            continue
+        plan = loads(row["plan"], f"run {record.run}")
+        for step in plan.steps:
+            if isinstance(step, SwitchAlias) and step.before is not None:
+                found.setdefault(Place(connection=step.connection, collection=step.before), "would go back to it")
+            elif isinstance(step, SetServing) and step.before is not None and step.before != step.after:
+                found.setdefault(step.before, "would go back to it")
+            elif row["created"] > began and isinstance(step, ReplaceVectors):
+                found[step.target] = "replaced vectors in it since"
+            elif row["created"] > began and isinstance(step, CopyPoints):
+                found[step.source] = "was applied from it since"
+    return found
+
+
+def _saved_gone(begun: list[Step], rows: list[dict[str, Any]], world: World) -> list[Notice]:
+    """Saved points that are not there any more: their old vectors cannot come back."""
+    found = []
+    for step, row in zip(begun, rows, strict=True):
+        if isinstance(step, ReplaceVectors) and step.phase == "before":
+            store = world.store(step.saved.connection)
+            kept = store.count(step.saved.collection) if store.inspect(step.saved.collection) is not None else 0
+            expected = (row["result"] or {}).get("replaced", 0)
+            if kept < expected:
+                message = (
+                    f"{expected - kept:,} of {expected:,} saved points are gone: their old vectors cannot come back"
+                )
+                found.append(Notice(code=SAVED_GONE, message=message, where=str(step.saved), blocking=True))
     return found
 
 
@@ -381,82 +371,3 @@ def _touched(steps: list[Step]) -> dict[Place, str]:
         elif isinstance(step, CreateCollection | ReplaceVectors):
             places.setdefault(step.target, "target")
     return places
-
-
-def _observe(world: World, place: Place, role: str, live: bool = False) -> Observed:
-    store = world.store(place.connection)
-    schema = store.inspect(place.collection)
-    return Observed(
-        place=place,
-        role="source" if role == "source" else "target",
-        count=store.count(place.collection) if schema is not None else None,
-        schema_digest=digest(schema.model_dump(mode="json")) if schema is not None else None,
-        live=live,
-    )
-
-
-def moved_connections(plan: Plan, world: World) -> list[str]:
-    """Connections that point somewhere else than when a plan was made, one sentence each."""
-    return [
-        f"connection {name} points somewhere else than when the plan was made"
-        for name, wanted in plan.connections.items()
-        if world.digest(name) != wanted
-    ]
-
-
-def applied_plan(state: State, ledger: Ledger) -> Plan | None:
-    """The plan of the run that is applied; None when this ledger does not know it: the state came from elsewhere."""
-    try:
-        return loads(ledger.run(state.applied[-1].run)["plan"], "the applied plan")
-    except NotFound:
-        return None
-
-
-def foreign(state: State) -> str:
-    """Why less can be said about a job whose state came from elsewhere."""
-    return (
-        f"run {state.applied[-1].run} of job {state.job} is not in this ledger: the state was pushed from elsewhere, "
-        "so only its collections and serving pointers are compared"
-    )
-
-
-def drift(state: State, ledger: Ledger, world: World) -> list[str]:
-    """What moved since a job was applied, one sentence each: collections, aliases, serving pointers.
-
-    Of a run that this ledger does not know: collections and serving pointers.
-    """
-    plan = applied_plan(state, ledger)
-    if plan is not None and (elsewhere := moved_connections(plan, world)):
-        return elsewhere
-    found = compare(state.world, observe(world, state.world))
-    for step in plan.steps if plan is not None else ():
-        if isinstance(step, SwitchAlias):
-            at = world.store(step.connection).aliases().get(step.alias)
-            if at != step.after:
-                found.append(f"alias {step.alias} of {step.connection} points to {at or 'nothing'}, not {step.after}")
-    serving = world.serving()
-    found += [
-        f"serving pointer {pointer} is {serving.get(pointer) or 'not set'}, not {place}"
-        for pointer, place in state.live.items()
-        if serving.get(pointer) != place
-    ]
-    return found
-
-
-def observe(world: World, places: tuple[Observed, ...]) -> tuple[Observed, ...]:
-    """How the same collections look now."""
-    return tuple(_observe(world, item.place, item.role, item.live) for item in places)
-
-
-def compare(before: tuple[Observed, ...], after: tuple[Observed, ...]) -> list[str]:
-    """What moved between two observations, one sentence each. The count of a live source may."""
-    found = []
-    for old, new in zip(before, after, strict=True):
-        if (old.count is None) != (new.count is None):
-            found.append(f"{old.place} ({old.role}) {'appeared' if old.count is None else 'is gone'}")
-        elif old.count is not None and new.count is not None:
-            if old.count != new.count and not old.live:
-                found.append(f"{old.place} ({old.role}) held {old.count:,} points and holds {new.count:,} now")
-            if old.schema_digest != new.schema_digest:
-                found.append(f"{old.place} ({old.role}) has another schema, index or setting now")
-    return found

@@ -1,0 +1,118 @@
+"""Builds plans: from a job and the live world for `apply`, from a recorded run for `rollback`. Writes nothing.
+
+A job that is applied and unchanged gets a plan without steps; what moved since is listed as drift.
+"""
+
+from __future__ import annotations
+
+from runner import __version__
+from runner.errors import LockHeld, VecrunError
+from runner.kinds import Draft, kind_module
+from runner.ledger import FINAL, Ledger
+from runner.lock import now
+from runner.plan import CopyPoints, Notice, Plan, ReplaceVectors, RestoreVectors, loads
+from runner.planner.observed import applied_plan, compare, drift, foreign, moved_connections, observe
+from runner.planner.undo import NEW_POINTS, retry, rollback
+from runner.settings import MODEL, Settings
+from runner.spec import Job, digest
+from runner.state import States
+from runner.world import World
+
+__all__ = [
+    "NEW_POINTS", "applied_plan", "build", "compare", "drift", "foreign", "moved_connections", "observe",
+    "refuse_half_changed", "refuse_unfinished", "retry", "rollback", "spec_digest",
+]  # fmt: skip
+
+PINNED = "VI201"
+FOREIGN = "VI203"
+ROLLED_BACK = "VX304"
+
+
+def build(job: Job, settings: Settings, ledger: Ledger, states: States, *, unpin: bool = False) -> Plan:
+    """The plan of a job. Raises when a run of it is unfinished: that has to be resumed or rolled back first."""
+    refuse_unfinished(ledger, job.name)
+    state = states.load(job.name)
+    module = kind_module(job.kind)
+    named, inline = module.connections(job.spec)
+    with World(settings, "read", inline, ledger) as world:
+        draft, moved, wanted = Draft(), tuple[str, ...](), spec_digest(job, world)
+        if state.status == "applied" and state.spec_digest == wanted and module.recurring(job.spec):
+            draft = module.plan_steps(job.name, job.spec, world, state, applied=True)
+        elif state.status == "applied" and state.spec_digest == wanted:
+            moved = tuple(drift(state, ledger, world))
+            if applied_plan(state, ledger) is None:
+                draft.notices.append(Notice(code=FOREIGN, message=foreign(state)))
+        elif state.pinned == wanted and not unpin and module.recurring(job.spec):
+            draft = module.plan_steps(job.name, job.spec, world, state, applied=False)
+            if draft.steps:
+                message = "the job was rolled back, so nothing is embedded again by itself; apply with --unpin"
+                draft.notices.append(Notice(code=ROLLED_BACK, message=message, blocking=True))
+        elif state.pinned == wanted and not unpin:
+            message = "this spec was rolled back and stays so; change the spec, or apply with --unpin"
+            draft.notices.append(Notice(code=PINNED, message=message))
+        else:
+            draft = module.plan_steps(job.name, job.spec, world, state, applied=False)
+        return Plan(
+            tool_version=__version__,
+            created=now(),
+            job=job.name,
+            kind=job.kind,
+            description=job.description,
+            environment=settings.environment,
+            lineage=state.lineage,
+            serial=state.serial,
+            spec_digest=wanted,
+            connections={name: world.digest(name) for name in [*named, *inline]},
+            inline=inline,
+            world=tuple(draft.world),
+            overview=tuple(draft.overview),
+            steps=tuple(draft.steps),
+            notices=tuple(draft.notices),
+            drift=moved,
+            retention=draft.retention or settings.workspace.state.retention,
+        ).sealed()
+
+
+def spec_digest(job: Job, world: World) -> str:
+    """Names a spec together with the models it uses: the same spec with other weights is another spec."""
+    named, _inline = kind_module(job.kind).connections(job.spec)
+    models = [name.removeprefix(MODEL) for name in named if name.startswith(MODEL)]
+    if not models:
+        return job.digest
+    return digest([job.digest, *(world.embedder(name).identity().model_dump(mode="json") for name in models)])
+
+
+def refuse_unfinished(ledger: Ledger, job: str) -> None:
+    """VecrunError when the newest run of a job has not come to its end."""
+    if run := ledger.unfinished(job):
+        if who := next((item for item in ledger.holders() if item["run"] == run["run"] and not item["expired"]), None):
+            raise LockHeld(
+                "A run of this job is at work",
+                f"run {run['run']} ({run['purpose']}) is {run['status']}: {who['owner']} (pid {who['pid']} on "
+                f"{who['host']}) has it since {who['since']}",
+                f"Look at it: vecrun status {job} --watch\nStop it: vecrun pause {job}, or vecrun cancel {job}",
+            )
+        raise VecrunError(
+            "A run of this job is not finished",
+            f"run {run['run']} ({run['purpose']}) is {run['status']}" + (f": {run['error']}" if run["error"] else ""),
+            f"Go on with: vecrun resume {job}\nOr undo it with: vecrun rollback {job}",
+        )
+
+
+def refuse_half_changed(plan: Plan, ledger: Ledger) -> None:
+    """VecrunError when another job has begun to fill a collection of this plan, or to replace its vectors, and has not come
+    to its end: it goes on, or back, from there."""
+    written, read = plan.places
+    for row in ledger.runs_of():
+        if row["job"] == plan.job or row["status"] in FINAL:
+            continue
+        other = loads(ledger.run(row["run"])["plan"], f"run {row['run']}")
+        for step, state in zip(other.steps, ledger.steps_of(row["run"]), strict=True):
+            if not isinstance(step, CopyPoints | ReplaceVectors | RestoreVectors) or state["status"] == "pending":
+                continue
+            if step.target in written | read:
+                raise VecrunError(
+                    "Another job has changed a part of the collection",
+                    f"{step.target}: run {row['run']} of job {row['job']} is {row['status']}",
+                    f"Finish it: vecrun resume {row['job']}\nOr undo it: vecrun rollback {row['job']}",
+                )

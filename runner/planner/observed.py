@@ -1,0 +1,95 @@
+"""The world as it is now against the world of a plan or a state: what moved, one sentence each."""
+
+from __future__ import annotations
+
+from runner.errors import NotFound
+from runner.ledger import Ledger
+from runner.plan import (
+    Observed,
+    Place,
+    Plan,
+    SwitchAlias,
+    loads,
+)
+from runner.spec import digest
+from runner.state import State
+from runner.world import World
+
+
+def look(world: World, place: Place, role: str, live: bool = False) -> Observed:
+    store = world.store(place.connection)
+    schema = store.inspect(place.collection)
+    return Observed(
+        place=place,
+        role="source" if role == "source" else "target",
+        count=store.count(place.collection) if schema is not None else None,
+        schema_digest=digest(schema.model_dump(mode="json")) if schema is not None else None,
+        live=live,
+    )
+
+
+def moved_connections(plan: Plan, world: World) -> list[str]:
+    """Connections that point somewhere else than when a plan was made, one sentence each."""
+    return [
+        f"connection {name} points somewhere else than when the plan was made"
+        for name, wanted in plan.connections.items()
+        if world.digest(name) != wanted
+    ]
+
+
+def applied_plan(state: State, ledger: Ledger) -> Plan | None:
+    """The plan of the run that is applied; None when this ledger does not know it: the state came from elsewhere."""
+    try:
+        return loads(ledger.run(state.applied[-1].run)["plan"], "the applied plan")
+    except NotFound:
+        return None
+
+
+def foreign(state: State) -> str:
+    """Why less can be said about a job whose state came from elsewhere."""
+    return (
+        f"run {state.applied[-1].run} of job {state.job} is not in this ledger: the state was pushed from elsewhere, "
+        "so only its collections and serving pointers are compared"
+    )
+
+
+def drift(state: State, ledger: Ledger, world: World) -> list[str]:
+    """What moved since a job was applied, one sentence each: collections, aliases, serving pointers.
+
+    Of a run that this ledger does not know: collections and serving pointers.
+    """
+    plan = applied_plan(state, ledger)
+    if plan is not None and (elsewhere := moved_connections(plan, world)):
+        return elsewhere
+    found = compare(state.world, observe(world, state.world))
+    for step in plan.steps if plan is not None else ():
+        if isinstance(step, SwitchAlias):
+            at = world.store(step.connection).aliases().get(step.alias)
+            if at != step.after:
+                found.append(f"alias {step.alias} of {step.connection} points to {at or 'nothing'}, not {step.after}")
+    serving = world.serving()
+    found += [
+        f"serving pointer {pointer} is {serving.get(pointer) or 'not set'}, not {place}"
+        for pointer, place in state.live.items()
+        if serving.get(pointer) != place
+    ]
+    return found
+
+
+def observe(world: World, places: tuple[Observed, ...]) -> tuple[Observed, ...]:
+    """How the same collections look now."""
+    return tuple(look(world, item.place, item.role, item.live) for item in places)
+
+
+def compare(before: tuple[Observed, ...], after: tuple[Observed, ...]) -> list[str]:
+    """What moved between two observations, one sentence each. The count of a live source may."""
+    found = []
+    for old, new in zip(before, after, strict=True):
+        if (old.count is None) != (new.count is None):
+            found.append(f"{old.place} ({old.role}) {'appeared' if old.count is None else 'is gone'}")
+        elif old.count is not None and new.count is not None:
+            if old.count != new.count and not old.live:
+                found.append(f"{old.place} ({old.role}) held {old.count:,} points and holds {new.count:,} now")
+            if old.schema_digest != new.schema_digest:
+                found.append(f"{old.place} ({old.role}) has another schema, index or setting now")
+    return found
