@@ -24,11 +24,14 @@ demo: $(STAMP) ## move a small real knowledge base Milvus -> Qdrant -> pgvector 
 demo-reembed: $(STAMP) ## give a small real knowledge base a better model while another process searches it (about a minute)
 	$(BIN)/vecrun demo --reembed
 
+# a change of the model in the half that is shorter without it
+MODELS := $(wildcard tests/e2e/test_reembed*.py) tests/e2e/test_marks.py tests/e2e/test_provider.py tests/e2e/test_readers.py
+
 test: $(STAMP) ## all tests, on real stores that come from packages; two halves at once, as most of the time is waiting
 	@mkdir -p .pytest_cache; \
-	$(BIN)/python -m pytest -q -o cache_dir=.pytest_cache/e2e tests/e2e tests/faults > .pytest_cache/e2e.log 2>&1 & other=$$!; \
+	$(BIN)/python -m pytest -q -o cache_dir=.pytest_cache/e2e tests/e2e tests/faults $(MODELS:%=--ignore=%) > .pytest_cache/e2e.log 2>&1 & other=$$!; \
 	trap 'kill $$other' INT TERM; \
-	$(BIN)/python -m pytest -q --ignore=tests/e2e --ignore=tests/faults; one=$$?; \
+	$(BIN)/python -m pytest -q $(filter-out tests/e2e tests/faults tests/__pycache__/ tests/e2e/ tests/faults/,$(wildcard tests/*/ tests/test_*.py)) $(MODELS); one=$$?; \
 	wait $$other; two=$$?; cat .pytest_cache/e2e.log; exit $$((one + two))
 
 contract: $(STAMP) ## the store contract on every store there is, all of it (a Milvus server takes minutes)
