@@ -495,7 +495,13 @@ def test_a_plan_cut_in_half(ws: Workspace, planned: Path) -> None:
 
 def test_a_plan_of_a_newer_format(ws: Workspace, planned: Path) -> None:
     ws.edit(str(planned), f'"format_version": "{FORMAT_VERSION}"', '"format_version": "2.0"')
-    refused(run("apply", planned), 12, "newer format", f"format_version 2.0, this vecrun reads {FORMAT_VERSION}", "or plan again")
+    refused(
+        run("apply", planned),
+        12,
+        "newer format",
+        f"format_version 2.0, this vecrun reads {FORMAT_VERSION}",
+        "or plan again",
+    )
     ws.edit(str(planned), '"format_version": "2.0"', '"format_version": "1.9", "what_comes": 1')
     refused(run("apply", planned), 12, "newer format", "what_comes", "format_version 1.9")
     assert ws.nothing_happened()
