@@ -7,7 +7,6 @@ One `Service` a model and process. Each answer is kept in the ledger's database 
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
@@ -339,10 +338,3 @@ def _result(coming: Future[Any], stop: threading.Event) -> Any:
                 raise
             if stop.is_set():
                 raise Stopped from None
-
-
-def rate(embedder: Embedder, texts: Sequence[str]) -> tuple[float, Reply]:
-    """(texts a second, the reply) of one request: what a plan says about the time."""
-    began = time.monotonic()
-    reply = embedder.embed(texts)
-    return len(texts) / max(time.monotonic() - began, 1e-6), reply

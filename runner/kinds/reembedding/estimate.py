@@ -34,7 +34,6 @@ class Work:
     failing: dict[str, int] = field(default_factory=dict)  # why a text cannot be embedded -> how many of the sample
     too_long: int = 0  # texts of the sample beyond what the model takes
     first: PointBatch | None = None  # some of the points
-    read_rate: float | None = None
     point_bytes: float = 0.0
     characters: int = 0  # of an average text
 
@@ -63,7 +62,7 @@ def sample(
     schema = store.inspect(place.collection)
     if whole and schema is not None and schema.partitions is not None:
         ranges = store.cut(place.collection, 1)
-    limit, began, size = embedder.bounds().text_tokens, time.monotonic(), 0
+    limit, size = embedder.bounds().text_tokens, 0
     wanted = known = tokens = characters = 0
     for keys in ranges:
         left = work.points if small or whole else POINTS
@@ -102,7 +101,6 @@ def sample(
     work.known = known if whole else round(known * share)
     work.tokens = tokens if whole else round(tokens * share)
     work.characters = round(characters / wanted) if wanted else 0
-    work.read_rate = work.sampled / max(time.monotonic() - began, 1e-6) if work.sampled else None
     work.point_bytes = size / work.sampled if work.sampled else 0.0
     return work
 
