@@ -45,9 +45,12 @@ def settle(run: Run, number: int, step: SettleFailures) -> dict[str, Any]:
     if count > step.allow and step.of_run is None:
         shown = "\n".join(f"  {one.item!r}: {one.error} ({one.attempts} tries)" for one in left)
         more = f"\n  and {count - len(left):,} more: vecrun failures {run.plan.job}" if count > len(left) else ""
+        where = "nothing was switched"
+        if step.saved is not None:
+            where = f"the other vectors of {step.target} are replaced already"
         raise ItemsFailed(
             f"{count:,} texts could not be embedded",
-            f"failures.allow is {step.allow:,}; nothing was switched:\n{shown}{more}",
+            f"failures.allow is {step.allow:,}; {where}:\n{shown}{more}",
             f"Mend them in the source, then: vecrun retry-failed {run.plan.job}\n"
             f"Or leave them out: raise failures.allow in the job and plan again, after: vecrun rollback {run.plan.job}",
         )

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from runner import errors
+from tests import embedding_server
+from tests.e2e.knowledge import KEY, NEW, Knowledge, Server
 from tests.e2e.workspace import Workspace
 
 
@@ -25,4 +27,21 @@ def ws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     made = Workspace.create(tmp_path / "ws")
     monkeypatch.chdir(made.root)
     monkeypatch.delenv("VECRUN_ENV", raising=False)
+    return made
+
+
+@pytest.fixture(scope="module")
+def counting() -> Iterator[Server]:
+    """A server of embeddings in a process of its own."""
+    with embedding_server.outside(dimension=NEW) as root:
+        yield Server(root)
+
+
+@pytest.fixture
+def kb(ws: Workspace, counting: Server, monkeypatch: pytest.MonkeyPatch) -> Knowledge:
+    """A knowledge base whose new model is that server; nothing counted yet."""
+    monkeypatch.setenv("VECRUN_TEST_KEY", KEY)
+    counting.fresh()
+    made = Knowledge(ws, counting)
+    made.configure()
     return made

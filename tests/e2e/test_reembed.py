@@ -6,30 +6,13 @@ The model is a real HTTP server that counts. Vectors, versions, model info and p
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests import embedding_server
-from tests.e2e.knowledge import AFTER, BEFORE, KEY, NEW, PRICE, Knowledge, Server, new_vectors, text_of
-from tests.e2e.workspace import Workspace, run
-
-
-@pytest.fixture(scope="module")
-def counting() -> Iterator[Server]:
-    with embedding_server.outside(dimension=NEW) as root:
-        yield Server(root)
-
-
-@pytest.fixture
-def kb(ws: Workspace, counting: Server, monkeypatch: pytest.MonkeyPatch) -> Knowledge:
-    monkeypatch.setenv("VECRUN_TEST_KEY", KEY)
-    counting.fresh()
-    made = Knowledge(ws, counting)
-    made.configure()
-    return made
+from tests.e2e.knowledge import AFTER, BEFORE, NEW, PRICE, Knowledge, new_vectors, text_of
+from tests.e2e.workspace import run
 
 
 def fact(plan: dict[str, Any], label: str) -> dict[str, Any]:

@@ -24,29 +24,19 @@ from runner.ledger import Ledger
 from runner.settings import Limits
 from runner.transform import Embedding
 from runner.vectors import Vectors
-from tests import embedding_server, servers
-from tests.e2e.knowledge import BEFORE, KEY, NEW, Knowledge, Server, new_vectors, text_of
-from tests.e2e.workspace import Workspace, run
+from tests import servers
+from tests.e2e.knowledge import BEFORE, Knowledge, new_vectors, text_of
+from tests.e2e.workspace import run
 
 ACCEPT = [{"code": "VL201", "reason": "writers only add"}, {"code": "VL202", "reason": "writers are slow"}]
 
 
-@pytest.fixture(scope="module")
-def counting() -> Iterator[Server]:
-    with embedding_server.outside(dimension=NEW) as root:
-        yield Server(root)
-
-
 @pytest.fixture
-def kb(ws: Workspace, counting: Server, monkeypatch: pytest.MonkeyPatch) -> Knowledge:
-    monkeypatch.setenv("VECRUN_TEST_KEY", KEY)
-    counting.fresh()
-    made = Knowledge(ws, counting)
-    made.models = {
-        name: {"provider": "hash", "model": name, "dimension": 8} for name in ("same", "other")
-    }  # as many numbers as the present vectors have
-    made.configure()
-    return made
+def kb(kb: Knowledge) -> Knowledge:
+    """With models that have as many numbers as the present vectors."""
+    kb.models = {name: {"provider": "hash", "model": name, "dimension": 8} for name in ("same", "other")}
+    kb.configure()
+    return kb
 
 
 def failed(job: str = "change") -> set[str]:

@@ -3,34 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
 from runner.embedders.hash import hash_vectors
-from tests import embedding_server
-from tests.e2e.knowledge import BEFORE, KEY, NEW, OLD, Knowledge, Server, text_of
-from tests.e2e.workspace import Workspace, run
+from tests.e2e.knowledge import BEFORE, OLD, Knowledge, text_of
+from tests.e2e.workspace import run
 from tests.servers import sql
 
 
-@pytest.fixture(scope="module")
-def counting() -> Iterator[Server]:
-    with embedding_server.outside(dimension=NEW) as root:
-        yield Server(root)
-
-
 @pytest.fixture
-def kb(ws: Workspace, counting: Server, monkeypatch: pytest.MonkeyPatch) -> Knowledge:
+def kb(kb: Knowledge) -> Knowledge:
     """Models `one` and `two` have the dimension of the old one."""
-    monkeypatch.setenv("VECRUN_TEST_KEY", KEY)
-    made = Knowledge(ws, counting)
-    for name in ("one", "two"):
-        made.models[name] = {"provider": "hash", "model": name, "dimension": OLD}
-    made.configure()
-    return made
+    kb.models = {name: {"provider": "hash", "model": name, "dimension": OLD} for name in ("one", "two")}
+    kb.configure()
+    return kb
 
 
 def in_place(kb: Knowledge, name: str, model: str, **more: Any) -> None:

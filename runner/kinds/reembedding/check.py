@@ -57,17 +57,9 @@ def _current(change: Change, world: World) -> dict[str, Any]:
     found: dict[str, Any] = {"dimension": change.before.dimension, "version": None, "from": "the collection"}
     if spec.knowledge_base is not None:
         from runner.documents import info as model_info
-        from runner.plan import InfoRow
 
         base = spec.knowledge_base
-        row = InfoRow(
-            connection=base.connection,
-            table=base.table,
-            id_column=base.id_column,
-            id=base.id,
-            info_column=base.info_column,
-        )
-        info = model_info.read(world.database(base.connection), row) or {}
+        info = model_info.read(world.database(base.connection), base.row) or {}
         if (
             info
             and info.get("dimension", change.before.dimension) == change.before.dimension

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from runner.clauses.spec import Acceptance, Cutover, LiveSource, Verify
+from runner.plan import InfoRow
 from runner.points import Distance, VectorIndex
 from runner.settings import MODEL, Duration
 from runner.spec import SpecModel
@@ -55,6 +56,14 @@ class KnowledgeBase(SpecModel):
     info_column: str = Field(
         "embedding_model_info", description="JSON column; gets provider, model, dimension, version and updated_at."
     )
+
+    @property
+    def row(self) -> InfoRow:
+        """The same in the words of a plan."""
+        return InfoRow(
+            connection=self.connection, table=self.table, id_column=self.id_column, id=self.id,
+            info_column=self.info_column,
+        )  # fmt: skip
 
 
 class Queries(SpecModel):

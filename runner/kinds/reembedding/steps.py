@@ -16,7 +16,6 @@ from runner.plan import (
     CreateCollection,
     Estimate,
     FinishCollection,
-    InfoRow,
     Live,
     Notice,
     Overview,
@@ -219,13 +218,7 @@ def _set_model(
         undo = chunks.free_name(database, change.rows.table, f"{job}:{state.lineage}:{state.serial}:versions")
     if spec.knowledge_base is not None:
         base = spec.knowledge_base
-        info = InfoRow(
-            connection=base.connection,
-            table=base.table,
-            id_column=base.id_column,
-            id=base.id,
-            info_column=base.info_column,
-        )
+        info = base.row
         before, text = model_info.as_it_stands(world.database(base.connection), info)
     after = {
         "provider": identity.provider, "model": identity.model, "dimension": identity.dimension,
