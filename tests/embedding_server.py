@@ -54,6 +54,7 @@ class Settings:
     retry_style: Literal["seconds", "date", "reset", "milliseconds", "none"] = "seconds"
     clock: float = 0.0  # seconds its clock is ahead of ours
     faults: dict[str, int] = field(default_factory=dict)  # fault -> every n-th request
+    spare: int = 0  # a text that met so many of `faults` is spared more; 0: it is not
     next: list[str] = field(default_factory=list)  # faults of the requests to come, in order; "" for none
     answers: list[tuple[int, Any]] = field(default_factory=list)  # (status, body) of the requests to come
     refuse: str = ""  # a text that holds this makes the whole request a 400
@@ -95,6 +96,7 @@ class EmbeddingServer:
         self._counts: Counter[str] = Counter()
         self._returned: Counter[str] = Counter()
         self._faults: Counter[str] = Counter()
+        self._met: Counter[str] = Counter()  # faults by text
         self._last: dict[str, Any] = {}
 
     def set(self, **settings: Any) -> None:
@@ -144,9 +146,12 @@ class EmbeddingServer:
             self._last = {"headers": headers, "body": {**body, "input": texts[:4]}}
             number = self._counts["requests"]
             fault = given.next.pop(0) if given.next else ""
-            fault = fault or next((name for name, every in given.faults.items() if number % every == 0), "")
+            met = max((self._met[text] for text in texts), default=0)
+            if not given.spare or met < given.spare:
+                fault = fault or next((name for name, every in given.faults.items() if number % every == 0), "")
             if fault:
                 self._faults[fault] += 1
+                self._met.update(set(texts))
             tokens = sum(_tokens(text) for text in texts)
             self._counts["asked"] += len(texts)
             self._counts["asked_tokens"] += tokens

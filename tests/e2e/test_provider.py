@@ -51,7 +51,7 @@ def status(job: str = "change") -> dict[str, Any]:
 
 def test_every_fault_at_once(kb: Knowledge) -> None:
     """The run completes; each text was given exactly once; what was used is what the server counted."""
-    kb.model = {"items": 3, "timeout": 0.4, "concurrency": 3}
+    kb.model = {"items": 3, "timeout": 1.5, "concurrency": 3}
     kb.configure()
     texts = {f"p{n:03}": text_of(n % 100) for n in range(120)}
     kb.fill(texts)
@@ -61,7 +61,7 @@ def test_every_fault_at_once(kb: Knowledge) -> None:
         "rate_limit": 11, "server_error": 7, "truncated": 13, "missing": 17, "nan": 19, "html": 23, "hang": 29,
         "drop": 31, "twice": 37, "null": 41, "overloaded": 43, "time_out": 47,
     }  # fmt: skip
-    kb.server.set(faults=faults, retry_after=0.05, shuffle=True, delay=0.005, hang=3.0)
+    kb.server.set(faults=faults, retry_after=0.05, shuffle=True, delay=0.005, hang=3.0, spare=3)
     outcome = kb.done(run("apply", "plans/change.json", "--json"))
     stats = kb.server.stats()
     assert len(stats["faults"]) >= 7, stats["faults"]
