@@ -21,18 +21,29 @@ setup: $(STAMP) ## make the virtual environment with everything in it
 demo: $(STAMP) ## move a small real knowledge base Milvus -> Qdrant -> pgvector and back (about two minutes)
 	$(BIN)/vecrun demo
 
+demo-documents: $(STAMP) ## tag, cut anew and delete documents of a small real knowledge base, and undo it (about a minute)
+	$(BIN)/vecrun demo --documents
+
 demo-reembed: $(STAMP) ## give a small real knowledge base a better model while another process searches it (about a minute)
 	$(BIN)/vecrun demo --reembed
 
-# a change of the model in the half that is shorter without it
+# Three lanes at once, as much of the time is waiting; they end at about the same time
+PYTEST := $(BIN)/python -m pytest -q
 MODELS := $(wildcard tests/e2e/test_reembed*.py) tests/e2e/test_marks.py tests/e2e/test_provider.py tests/e2e/test_readers.py
+LANE1 := tests/e2e $(MODELS:%=--ignore=%)
+LANE2 := tests/faults $(MODELS)
+LANE3 := $(filter-out tests/e2e tests/faults tests/__pycache__/ tests/e2e/ tests/faults/,$(wildcard tests/*/ tests/test_*.py))
 
-test: $(STAMP) ## all tests, on real stores that come from packages; two halves at once, as most of the time is waiting
+test: $(STAMP) ## all tests but the long ones, on real stores that come from packages
 	@mkdir -p .pytest_cache; \
-	$(BIN)/python -m pytest -q -o cache_dir=.pytest_cache/e2e tests/e2e tests/faults $(MODELS:%=--ignore=%) > .pytest_cache/e2e.log 2>&1 & other=$$!; \
-	trap 'kill $$other' INT TERM; \
-	$(BIN)/python -m pytest -q $(filter-out tests/e2e tests/faults tests/__pycache__/ tests/e2e/ tests/faults/,$(wildcard tests/*/ tests/test_*.py)) $(MODELS); one=$$?; \
-	wait $$other; two=$$?; cat .pytest_cache/e2e.log; exit $$((one + two))
+	$(PYTEST) -o cache_dir=.pytest_cache/1 $(LANE1) > .pytest_cache/1.log 2>&1 & one=$$!; \
+	$(PYTEST) -o cache_dir=.pytest_cache/2 $(LANE2) > .pytest_cache/2.log 2>&1 & two=$$!; \
+	trap 'kill $$one $$two' INT TERM; \
+	$(PYTEST) $(LANE3); status=$$?; \
+	wait $$one || status=1; cat .pytest_cache/1.log; wait $$two || status=1; cat .pytest_cache/2.log; exit $$status
+
+test-full: export VECRUN_TEST_FULL = 1
+test-full: test ## all tests, nothing left out (more kills, all of the contract on a Milvus server)
 
 contract: $(STAMP) ## the store contract on every store there is, all of it (a Milvus server takes minutes)
 	VECRUN_TEST_FULL=1 $(BIN)/python -m pytest -q tests/contract
@@ -70,4 +81,4 @@ fmt: $(STAMP) ## format and fix what can be fixed
 clean: ## remove what was built
 	rm -rf $(VENV) .demo .bench build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
-.PHONY: help setup demo demo-reembed test contract check faults faults-distributed bench schemas golden constraints fmt clean
+.PHONY: help setup demo demo-documents demo-reembed test test-full contract check faults faults-distributed bench schemas golden constraints fmt clean

@@ -11,11 +11,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from bench import embedding, memory, pairs, workers
+from bench import documents, embedding, memory, pairs, workers
 
 #: Beside the pairs: memory of a large copy; 1, 2 and 4 workers against one process; many small points through workers;
-#: a change of the model against a loop that calls it, and what a crash of it costs.
-OTHERS = ("memory", "workers", "small", "embedding")
+#: a change of the model against a loop that calls it, and what a crash of it costs; documents tagged and deleted against
+#: the store's own bulk call.
+OTHERS = ("memory", "workers", "small", "embedding", "documents")
 
 
 def main() -> int:
@@ -35,6 +36,8 @@ def main() -> int:
         workers.small(folder, arguments.scale)
     if "embedding" in wanted:
         embedding.run(folder, arguments.scale, arguments.rounds)
+    if "documents" in wanted:
+        documents.run(folder, arguments.scale, arguments.rounds)
     return 0
 
 

@@ -56,8 +56,8 @@ _NEXT = {
 
 @dataclass(frozen=True)
 class Event:
-    """What is told. Times are UTC, ISO 8601; `points` (copied or embedded) is None where nobody counted; `failed` are
-    items that could not be embedded; `hint` names the next command."""
+    """What is told. Times are UTC, ISO 8601; `points` (copied, embedded or changed) is None where nobody counted; `failed` are
+    items that could not be embedded, or documents that failed; `hint` names the next command."""
 
     event: Happening
     run: str
@@ -114,10 +114,13 @@ class Event:
         where = f"on {self.host}" + (f", environment {self.environment}" if self.environment else "")
         lines = [f"{self.kind} {self.job}: {self.purpose} {_VERB[self.event]} {where}."]
         if self.points is not None:
-            lines.append(f"{self.points:,} points {'embedded' if self.kind == 'Reembedding' else 'copied'}.")
+            done = {"Reembedding": "embedded", "BatchOperation": "changed or deleted"}.get(self.kind, "copied")
+            lines.append(f"{self.points:,} points {done}.")
         if self.failed:
-            what = "text" if self.failed == 1 else "texts"
-            lines.append(f"{self.failed:,} {what} could not be embedded: vecrun failures {self.job}")
+            what = f"{self.failed:,} {'text' if self.failed == 1 else 'texts'} could not be embedded"
+            if self.kind == "BatchOperation":
+                what = f"{self.failed:,} {'document' if self.failed == 1 else 'documents'} failed"
+            lines.append(f"{what}: vecrun failures {self.job}")
         lines += [f"Run {self.run}, started {self.started}.", self.error[:MAX_TEXT], self.hint]
         return redact("\n".join(line for line in lines if line))
 

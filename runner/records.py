@@ -24,7 +24,7 @@ from runner.tables import metadata, state_documents
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 #: The newest revision in runner/migrations.
-REVISION = "0004"
+REVISION = "0005"
 #: Unused bytes of a SQLite file that are worth a copy of the rest.
 COMPACT_BYTES = 16_000_000
 #: Bytes of it that are copied at most: others wait meanwhile, for 30 s.

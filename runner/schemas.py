@@ -13,6 +13,7 @@ from runner.embedders import EMBEDDERS
 from runner.embedders import config_model as embedder_model
 from runner.errors import NotFound
 from runner.kinds import spec_models
+from runner.objects import OBJECTS
 from runner.settings import Workspace
 from runner.spec import API_VERSION, Metadata, suggest
 from runner.stores import STORES, config_model
@@ -67,7 +68,7 @@ def _headed(kind: str, body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _connection_schemas() -> dict[str, dict[str, Any]]:
-    return _schemas("connection", {name: config_model(name) for name in STORES} | {"sql": SqlConfig})
+    return _schemas("connection", {name: config_model(name) for name in STORES} | OBJECTS | {"sql": SqlConfig})
 
 
 def _schemas(prefix: str, models: Mapping[str, type[BaseModel]]) -> dict[str, dict[str, Any]]:
@@ -80,7 +81,7 @@ def _schemas(prefix: str, models: Mapping[str, type[BaseModel]]) -> dict[str, di
 
 
 def _one_connection() -> dict[str, Any]:
-    return _one("connection", "type", [*STORES, "sql"])
+    return _one("connection", "type", [*STORES, *OBJECTS, "sql"])
 
 
 def _one(prefix: str, key: str, names_: Iterable[str]) -> dict[str, Any]:

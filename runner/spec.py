@@ -263,8 +263,9 @@ def _place(
 
 
 def _is_outdone(place: tuple[str | int, ...], errors: list[Any], found: Iterable[tuple[str | int, ...]]) -> bool:
-    """Whether all errors at `place` say 'not this form' while another form was found wrong deeper inside."""
-    other_form = all(len(error["loc"]) > len(place) for error in errors)
+    """Whether all errors at `place` say 'not this form', or that too little was right, while something was found wrong
+    deeper inside."""
+    other_form = all(len(error["loc"]) > len(place) or error["type"] == "too_short" for error in errors)
     return other_form and any(other[: len(place)] == place and len(other) > len(place) for other in found)
 
 
@@ -281,6 +282,7 @@ _EXPECTED = {
     "list_type": "a list",
     "dict_type": "a mapping",
     "model_type": "a mapping",
+    "too_short": "a list of at least {min_length}",
     "greater_than_equal": "at least {ge}",
     "less_than_equal": "at most {le}",
     "greater_than": "more than {gt}",
@@ -316,7 +318,7 @@ def _diagnose(
             value = "(not shown)" if hidden else first.get("input")
             message += ", found " + (
                 "null" if value is None else repr(value) if isinstance(value, (str, int, float, bool))
-                else "a mapping" if isinstance(value, dict) else "a list"
+                else "a mapping" if isinstance(value, dict) else "a list" if value else "an empty one"
             )  # fmt: skip
             hint = hint or meant(str(value), re.findall(r"'([^']*)'", message.partition(", found")[0]))
     return document.diagnostic((*at, *place), message, hint)
@@ -398,7 +400,9 @@ def load_job(
     return Job(metadata.name, document.data["kind"], spec, document, digest(content), metadata.description)
 
 
-_SECRET_KEYS = ("api_key", "password", "token", "secret")
+_SECRET_KEYS = (
+    "access_key_id", "api_key", "password", "secret", "secret_access_key", "session_token", "token",
+)  # fmt: skip
 #: Keys of notifications: their values can be secrets as a whole, so a wrong one is not shown either.
 _ADDRESS_KEYS = ("webhook", "apprise")
 #: Schemes of Apprise whose URL names a place and no key; all others carry one somewhere in it.

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from runner.conditions import Condition, holds
 from runner.errors import Permanent
 from runner.points import (
     CollectionSchema,
@@ -167,6 +168,19 @@ class Store(ABC):
     @abstractmethod
     def fetch(self, name: str, ids: Sequence[PointId]) -> PointBatch:
         """The points with these ids that exist, in any order."""
+
+    def find(self, name: str, where: Sequence[Condition] = (), batch_size: int = 1000) -> Iterator[PointBatch]:
+        """Points that meet all conditions, without their vectors, in any order, each once. An adapter narrows the search
+        as far as its own filters are sure to miss none; what matches is decided here."""
+        for batch in self.candidates(name, where, batch_size):
+            rows = [row for row, item in enumerate(batch.payloads.dicts) if all(holds(one, item) for one in where)]
+            if rows:
+                yield batch if len(rows) == len(batch) else batch.take(rows)
+
+    def candidates(self, name: str, where: Sequence[Condition], batch_size: int) -> Iterator[PointBatch]:
+        """Points that may meet all conditions: all that do, and perhaps others. Each once; their vectors may be left out."""
+        for batch in self.scan(name, KeyRange(), None, batch_size):
+            yield PointBatch(batch.ids, {}, batch.payloads)
 
     @abstractmethod
     def search(self, name: str, vector: str, queries: Float32Matrix, limit: int) -> list[list[Hit]]:
@@ -383,6 +397,9 @@ class ReadOnlyStore(Store):
         self, name: str, keys: KeyRange, after: PointId | None = None, batch_size: int = 1000
     ) -> Iterator[PointBatch]:
         return self.inner.scan(name, keys, after, batch_size)
+
+    def candidates(self, name: str, where: Sequence[Condition], batch_size: int) -> Iterator[PointBatch]:
+        return self.inner.candidates(name, where, batch_size)
 
     def fetch(self, name: str, ids: Sequence[PointId]) -> PointBatch:
         return self.inner.fetch(name, ids)

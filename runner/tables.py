@@ -145,6 +145,17 @@ failures = sa.Table(
     sa.Column("attempts", sa.Integer, nullable=False),
     sa.Column("time", sa.String(32), nullable=False),
 )  # fmt: skip
+#: The documents that a run works on, numbered, and what became of each; errors stand in `failures`.
+items = sa.Table(
+    "items", metadata,
+    sa.Column("run", sa.String(32), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("item", sa.Text, nullable=False),  # JSON of the document's id
+    sa.Column("points", sa.Text, nullable=False),  # JSON list of the ids of its points
+    sa.Column("status", sa.String(16), nullable=False),  # pending, done, unchanged, failed
+    sa.Column("details", sa.Text, nullable=False),  # JSON
+    sa.Column("time", sa.String(32), nullable=False),
+)  # fmt: skip
 #: What a run has asked of a model, in the transaction that keeps the answer.
 usage = sa.Table(
     "usage", metadata,

@@ -7,12 +7,12 @@ makes repeating a batch harmless.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
 from enum import StrEnum
 from typing import Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
+from runner.conditions import Condition, holds
 from runner.embedder import ModelIdentity
 from runner.errors import Permanent
 from runner.points import IdKind, Model, Payload, Payloads, PointBatch, PointId, canonical_uuid, json_dumps
@@ -29,22 +29,6 @@ class IdMode(StrEnum):
     KEEP = "keep"
     STRING = "string"  # integers become decimal text
     UUID5 = "uuid5"  # canonical UUIDs stay, everything else becomes a deterministic UUID
-
-
-class Condition(Model):
-    """One condition on a payload field; all conditions of a filter must hold. `field` is a key or a dotted path."""
-
-    field: str
-    op: Literal["eq", "ne", "in", "gt", "gte", "lt", "lte", "exists"] = "eq"
-    value: Any = None
-
-    @model_validator(mode="after")
-    def _comparable(self) -> Condition:
-        if self.op == "in" and not isinstance(self.value, list | tuple):
-            raise ValueError(f"op in needs a list as its value, found {self.value!r}")
-        if self.op in _COMPARE and (isinstance(self.value, bool) or not isinstance(self.value, int | float | str)):
-            raise ValueError(f"op {self.op} needs a number or a text as its value, found {self.value!r}")
-        return self
 
 
 class TextColumn(Model):
@@ -112,7 +96,7 @@ class Transform(Model):
     def apply(self, batch: PointBatch) -> tuple[PointBatch, list[tuple[PointId, PointId]]]:
         """The transformed points, and (source id, target id) of those whose id changed. Errors name the point."""
         if self.where:
-            rows = [row for row, item in enumerate(batch.payloads.dicts) if all(_holds(c, item) for c in self.where)]
+            rows = [row for row, item in enumerate(batch.payloads.dicts) if all(holds(c, item) for c in self.where)]
             if len(rows) < len(batch):
                 batch = batch.take(rows)
         payloads = batch.payloads
@@ -208,54 +192,6 @@ def _put(item: Payload, name: str, value: Any, point_id: PointId) -> None:
             "rename or drop one of the two in the spec's payload section",
         )
     item[name] = value
-
-
-#: What `look_up` gives when there is nothing.
-MISSING = object()
-
-
-def look_up(item: Payload, path: str) -> Any:
-    """The value under a key, or under a dotted path; MISSING when there is none."""
-    if path in item:
-        return item[path]
-    value: Any = item
-    for part in path.split("."):
-        if not isinstance(value, dict) or part not in value:
-            return MISSING
-        value = value[part]
-    return value
-
-
-_COMPARE: dict[str, Callable[[Any, Any], bool]] = {
-    "gt": lambda a, b: a > b,
-    "gte": lambda a, b: a >= b,
-    "lt": lambda a, b: a < b,
-    "lte": lambda a, b: a <= b,
-}
-
-
-def _holds(condition: Condition, item: Payload) -> bool:
-    """Whether one condition holds. An array field holds when one of its elements does, as in the stores."""
-    value = look_up(item, condition.field)
-    if condition.op == "exists":
-        return (value is not MISSING) == (condition.value is not False)
-    if condition.op == "ne":
-        return not _holds(condition.model_copy(update={"op": "eq"}), item)
-    if value is MISSING:
-        return False
-    candidates = value if isinstance(value, list) and not isinstance(condition.value, list) else [value]
-    if condition.op == "eq":
-        return any(_equal(one, condition.value) for one in candidates)
-    if condition.op == "in":
-        return any(_equal(one, wanted) for one in candidates for wanted in condition.value)
-    try:
-        return any(_COMPARE[condition.op](one, condition.value) for one in candidates)
-    except TypeError:
-        return False
-
-
-def _equal(left: Any, right: Any) -> bool:
-    return left == right and isinstance(left, bool) == isinstance(right, bool)
 
 
 def _cast(value: Any, wanted: Cast, name: str, point_id: PointId) -> Any:

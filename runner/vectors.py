@@ -239,6 +239,15 @@ class Vectors:
                     found[json.loads(row.item)] = Mark(row.model, row.text, row.run)
         return found
 
+    def attempts(self, connection: sa.Connection, run: str, found: Sequence[PointId]) -> dict[PointId, int]:
+        """item -> how often it has failed, of those that have. In a transaction of the caller."""
+        tries: dict[PointId, int] = {}
+        for part in _chunks([json.dumps(item) for item in found]):
+            query = sa.select(failures.c.item, failures.c.attempts)
+            for row in connection.execute(query.where(failures.c.run == run, failures.c.item.in_(part))):
+                tries[json.loads(row.item)] = row.attempts
+        return tries
+
     def mark(
         self, connection: sa.Connection, run: str, place: str, vector: str, model: str, made: Mapping[PointId, str]
     ) -> None:
@@ -274,6 +283,17 @@ class Vectors:
             self._upsert(connection, marks, [{**row, "place": saved} for row in known], ())
             blank = {"place": place, "vector": vector, "model": "", "text": "", "run": runs[0]}
             self._upsert(connection, marks, [blank | {"item": item} for item in part], ("model", "text", "run"))
+
+    def move_marks(
+        self, connection: sa.Connection, place: str, to: str, vector: str, items: Sequence[PointId]
+    ) -> None:  # fmt: skip
+        """What is known of points goes from one place to another, where it does not replace what is there. In a transaction
+        of the caller."""
+        for part in _chunks([json.dumps(item) for item in items]):
+            chosen = (marks.c.place == place, marks.c.vector == vector, marks.c.item.in_(part))
+            known = connection.execute(sa.select(marks).where(*chosen)).mappings().all()
+            self._upsert(connection, marks, [{**row, "place": to} for row in known], ())
+            connection.execute(marks.delete().where(*chosen))
 
     def bring_back(
         self, connection: sa.Connection, saved: str, place: str, vector: str, items: Sequence[PointId]

@@ -1,4 +1,4 @@
-"""The open connections of one command: stores and databases by name, wrapped for what the command may do.
+"""The open connections of one command: stores, databases and object storage by name, wrapped for what the command may do.
 
 A planner gets stores that refuse writes, a dry run stores that discard them; only `apply` gets them bare.
 """
@@ -14,6 +14,7 @@ from runner.embedder import Embedder, EmbedderConfig
 from runner.embedders import config_model as embedder_model
 from runner.embedders import open_embedder
 from runner.errors import NotFound, Permanent, VecrunError
+from runner.objects import OBJECTS
 from runner.plan import Place
 from runner.records import Records
 from runner.settings import MODEL, Settings, resolve
@@ -25,6 +26,7 @@ from runner.vectors import Vectors
 
 if TYPE_CHECKING:
     from runner.documents.database import Database
+    from runner.objects.storage import Objects
 
 Mode = Literal["read", "dry", "write"]
 
@@ -37,7 +39,7 @@ class World:
         ledger: Records | None = None,
     ) -> None:  # fmt: skip
         self.settings, self.mode, self.inline, self.ledger = settings, mode, dict(inline or {}), ledger
-        self._open: dict[str, Store | Database | Embedder] = {}
+        self._open: dict[str, Store | Database | Embedder | Objects] = {}
         self._lock = threading.Lock()
 
     def store(self, name: str) -> Store:
@@ -45,14 +47,16 @@ class World:
         with self._lock:
             if name not in self._open:
                 config = self._config(name)
-                if isinstance(config, SqlConfig):
-                    raise Permanent("This connection is no vector store", f"{name} has type sql")
+                if isinstance(config, SqlConfig) or config.type in OBJECTS:
+                    raise Permanent("This connection is no vector store", f"{name} has type {config.type}")
                 try:
                     store = open_store(config)
                 except VecrunError as exc:
                     raise _named(exc, name) from exc
                 wrapper = {"read": ReadOnlyStore, "dry": DryRunStore}.get(self.mode)
                 self._open[name] = wrapper(store) if wrapper else store
+            if not isinstance(self._open[name], Store):
+                raise Permanent("This connection is no vector store", f"{name} has type sql")
             return cast("Store", self._open[name])
 
     def database(self, name: str) -> Database:
@@ -67,7 +71,30 @@ class World:
                 from runner.documents.database import Database
 
                 self._open[name] = Database(config)
+            elif isinstance(opened := self._open[name], Store):
+                raise Permanent("This connection is no relational database", f"{name} has type {opened.type}, not sql")
             return cast("Database", self._open[name])
+
+    def objects(self, name: str) -> Objects:
+        """The object storage behind a connection of type folder or s3."""
+        from runner.objects.storage import DryRunObjects, ReadOnlyObjects, open_objects
+
+        with self._lock:
+            key = f"objects:{name}"
+            if key not in self._open:
+                config = self._config(name)
+                if config.type not in OBJECTS:
+                    raise Permanent(
+                        "This connection is no object storage",
+                        f"{name} has type {config.type}, not {' or '.join(OBJECTS)}",
+                    )
+                try:
+                    objects = open_objects(config)
+                except VecrunError as exc:
+                    raise _named(exc, name) from exc
+                wrapper = {"read": ReadOnlyObjects, "dry": DryRunObjects}.get(self.mode)
+                self._open[key] = wrapper(objects) if wrapper else objects
+            return cast("Objects", self._open[key])
 
     def embedder(self, name: str) -> Embedder:
         """A model of vecrun.yaml."""
@@ -138,13 +165,17 @@ class World:
 
 
 def connection_model(connection_type: str) -> type[ConnectionConfig] | type[EmbedderConfig]:
-    """The pydantic model of a connection type: a store, `sql`, or model:PROVIDER. NotFound lists those there are."""
+    """The pydantic model of a connection type: a store, `sql`, `folder`, `s3`, or model:PROVIDER. NotFound lists those there are."""
     if connection_type.startswith(MODEL):
         return embedder_model(connection_type.removeprefix(MODEL))
     if connection_type == "sql":
         return SqlConfig
+    if connection_type in OBJECTS:
+        return OBJECTS[connection_type]
     if connection_type not in STORES:
-        raise NotFound("No such store type", repr(connection_type), suggest(connection_type, [*STORES, "sql"]))
+        raise NotFound(
+            "No such store type", repr(connection_type), suggest(connection_type, [*STORES, *OBJECTS, "sql"])
+        )
     return config_model(connection_type)
 
 

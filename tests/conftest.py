@@ -45,15 +45,19 @@ CHOSEN = [name.strip() for name in os.environ.get("VECRUN_TEST_STORES", "").spli
     EDITIONS
 )
 
+#: Set: all tests (`make test-full`). Else those marked `long` are left out, and what is in SHORT is taken only.
+FULL = bool(os.environ.get("VECRUN_TEST_FULL"))
 #: On a Milvus server every collection costs seconds, so a usual run takes these; `make contract` takes all.
 SHORT = {
     "milvus-server": (
         "test_create_then_inspect", "test_upsert_is_counted_and_read_at_once", "test_upsert_twice_changes_nothing",
         "test_duplicate_ids_in_one_batch", "test_delete_is_harmless_when_repeated", "test_ids_of_every_kind_come_back",
         "test_thousands_of_ids_in_one_call", "test_scan_covers_everything_once_and_resumes_anywhere",
-        "test_scan_after_shuffled_writes_by_two_threads", "test_cut_covers_every_id_once", "test_payload_zoo",
+        "test_scan_after_shuffled_writes_by_two_threads", "test_cut_covers_every_id_once[milvus-server-5]",
+        "test_cut_covers_every_id_once[milvus-server-3000]", "test_payload_zoo",
         "test_vectors_of_every_metric", "test_partitions_are_carried", "test_aliases",
-        "test_search_finds_the_nearest_first",
+        "test_search_finds_the_nearest_first", "test_find_gives_what_holds", "test_find_narrows_and_pages",
+        "test_every_operation_there_and_back",
     )
 }  # fmt: skip
 
@@ -77,18 +81,19 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what SHORT does not name, unless VECRUN_TEST_FULL is set."""
-    if os.environ.get("VECRUN_TEST_FULL"):
+    """Leave out what is long and what SHORT does not name, unless all are wanted. pytest's last line counts them."""
+    if FULL:
         return
-    long = []
+    long = [item for item in items if item.get_closest_marker("long")]
     for item in items:
         for edition, names in SHORT.items():
             name, _, parameters = item.name.partition("[")
-            if edition in parameters and name not in names and "contract" in item.path.parts:
+            if edition in parameters and not {name, item.name} & {*names} and "contract" in item.path.parts:
                 long.append(item)
     if long:
-        config.hook.pytest_deselected(items=long)
-        items[:] = [item for item in items if item not in long]
+        config.hook.pytest_deselected(items=list(dict.fromkeys(long)))
+        left_out = {*long}
+        items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.hookimpl(trylast=True)
@@ -165,6 +170,16 @@ def pg_locked_url(pg_url: str) -> str:
         db.execute("SELECT pg_reload_conf()")
     time.sleep(0.2)  # the reload is asynchronous
     return pg_url.replace("postgres:@", "locked:PASSWORD@")
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[servers.S3]:
+    """An S3 endpoint that checks keys and rights (moto)."""
+    try:
+        with servers.s3_server() as server:
+            yield server
+    except ImportError:
+        pytest.skip("moto is not installed")
 
 
 # Servers that are used when they are there --------------------------------------------------------------------------

@@ -1,18 +1,23 @@
-"""Servers that tests and trials start from installed packages, and stop again: a PostgreSQL with pgvector, a Redis."""
+"""Servers that tests and trials start from installed packages, and stop again: a PostgreSQL with pgvector, a Redis, S3."""
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
+import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import parse_qs, urlsplit
 
 from runner.demo.stage import pgserver
@@ -99,6 +104,76 @@ def redis_server() -> Iterator[Redis]:
             yield server
         finally:
             server.kill()
+
+
+@dataclass(frozen=True)
+class S3:
+    """An S3 endpoint that checks keys and rights. `keys`: who -> (access_key_id, secret_access_key)."""
+
+    url: str
+    keys: dict[str, tuple[str, str]]
+
+    def client(self, service: str = "s3", who: str = "admin") -> Any:
+        """A client of boto3."""
+        import boto3
+
+        key, secret = self.keys.get(who, ("none", "none"))
+        return boto3.client(
+            service, endpoint_url=self.url, aws_access_key_id=key, aws_secret_access_key=secret, region_name="us-east-1"
+        )
+
+    def connection(self, bucket: str, who: str = "admin", **more: Any) -> dict[str, Any]:
+        """A connection of type s3 to a bucket."""
+        key, secret = self.keys[who]
+        values = {"type": "s3", "bucket": bucket, "endpoint": self.url, "region": "us-east-1"}
+        return values | {"access_key_id": key, "secret_access_key": secret} | more
+
+
+#: What the users of `s3_server` may do.
+S3_RIGHTS = {
+    "admin": ["*"],
+    "reader": ["s3:GetObject", "s3:ListBucket"],
+    "writer": ["s3:GetObject", "s3:ListBucket", "s3:PutObject"],
+    "nobody": ["sts:GetCallerIdentity"],
+}
+
+
+@contextlib.contextmanager
+def s3_server() -> Iterator[S3]:
+    """A fresh S3 endpoint (moto, in a process of its own) on loopback. ImportError when the package is not installed."""
+    import moto.server  # noqa: F401
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    quiet = subprocess.DEVNULL
+    process = subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(300):
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/moto-api/data.json", timeout=2):
+                break
+            if process.poll() is not None:
+                break
+            time.sleep(0.1)
+        else:
+            raise RuntimeError("moto does not start")
+        server = S3(url, {})
+        iam = server.client("iam")
+        for user, rights in S3_RIGHTS.items():
+            policy = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": rights, "Resource": "*"}]}
+            iam.create_user(UserName=user)
+            iam.put_user_policy(UserName=user, PolicyName="rights", PolicyDocument=json.dumps(policy))
+            made = iam.create_access_key(UserName=user)["AccessKey"]
+            server.keys[user] = made["AccessKeyId"], made["SecretAccessKey"]
+        # from here on keys and rights are checked
+        plain = {"Content-Type": "text/plain"}
+        urllib.request.urlopen(urllib.request.Request(f"{url}/moto-api/reset-auth", b"0", plain, method="POST")).close()
+        yield server
+    finally:
+        process.terminate()
+        process.wait()
 
 
 def sql(url: str, *statements: str) -> None:

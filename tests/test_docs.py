@@ -13,6 +13,7 @@ import yaml
 from runner import schemas, workspace
 from runner.errors import InvalidFile
 from runner.kinds import KINDS, spec_models
+from runner.objects import OBJECTS
 from runner.settings import Workspace, load
 from runner.spec import load_job, parse
 from runner.stores import STORES, config_model
@@ -42,7 +43,7 @@ def test_every_command_and_option_is_documented(reference: str, words: tuple[str
                 assert name in reference
 
 
-@pytest.mark.parametrize("name", sorted([*STORES, *KINDS, "sql"]))
+@pytest.mark.parametrize("name", sorted([*STORES, *KINDS, *OBJECTS, "sql"]))
 def test_every_connection_type_and_kind_is_documented(reference: str, name: str) -> None:
     assert name in reference
 

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from runner.conditions import Condition
 from runner.executor import fingerprint
 from runner.ledger import Ledger
 from runner.plan import CopyPoints, Place, Plan, SetServing, VerifyPoints, loads
@@ -31,7 +32,7 @@ from runner.settings import duration_seconds
 from runner.spec import digest, parse
 from runner.store import Store
 from runner.stores import config_model, open_store
-from runner.transform import Condition, IdMode, Transform, map_id
+from runner.transform import IdMode, Transform, map_id
 from tests import worlds
 from tests.unit import sample
 

@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import Field
 
 from runner.plan import Notice
+from runner.settings import Duration
 from runner.spec import SpecModel
 from runner.store import Problem
 
@@ -47,6 +48,13 @@ class LiveSource(SpecModel):
     hold: bool = Field(
         False, description="Stop before the cutover until vecrun resume JOB: the writers are stopped first."
     )
+
+
+class Budget(SpecModel):
+    """What the run may cost; a plan above it must be accepted (VC101, VC102). A run stops before it spends more USD, unless VC101 is accepted."""
+
+    usd: float | None = Field(None, ge=0)
+    time: Duration | None = None
 
 
 class Acceptance(SpecModel):

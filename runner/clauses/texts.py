@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from runner.conditions import MISSING, look_up
 from runner.plan import Place, VersionRows
 from runner.points import PointBatch, PointId
-from runner.transform import MISSING, Embedding, look_up
+from runner.transform import Embedding
 from runner.vectors import Failure, Vectors, text_key
 from runner.world import World
 

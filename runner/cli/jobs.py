@@ -168,11 +168,11 @@ def apply(
     made = commands.plan(context, what, unpin=unpin)
     if not as_json:
         show_plan(made, "text")
+    commands.refuse_blocked(made)
     if not made.steps:
         if as_json:
             show_plan(made, "json")
         return
-    commands.refuse_blocked(made)
     if not dry_run:
         approve(auto_approve, as_json)
     run_plan(context, made, as_json=as_json, dry_run=dry_run, sample=sample, detach=detach, wait=wait)

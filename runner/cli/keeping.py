@@ -239,12 +239,13 @@ def lock_release(context: Context, name: str, token: int, as_json: bool) -> None
 def gc(context: Context, auto_approve: bool, dry_run: bool, as_json: bool) -> None:
     """Remove what is kept for rollbacks whose time is over, and old history: shown first, then asked.
 
-    Undo tables, saved points and ledger rows of runs that expired or were rolled back, kept vectors older than
-    vectors.keep, state history older than state.retention, workers that are gone. No other collection, no pointer and
-    no unfinished run is touched; the list of runs stays, with what they cost.
+    Undo tables, saved points, deleted files in the trash and ledger rows of runs that expired or were rolled back, kept
+    vectors older than vectors.keep, state history older than state.retention, workers that are gone. No other
+    collection, file or pointer and no unfinished run is touched; the list of runs stays, with what they cost and what
+    became of each document.
     """
     from runner import commands
-    from runner.report import to_json
+    from runner.report import phrases, to_json
 
     found = commands.garbage(context)
     if not as_json:
@@ -264,19 +265,20 @@ def gc(context: Context, auto_approve: bool, dry_run: bool, as_json: bool) -> No
     rows = sum(sum(item.rows.values()) for item in removed.runs)
     serials = sum(len(old) for _name, old in removed.history)
     collections = sum(len(item.collections) for item in removed.runs)
+    files = sum(trash.count for item in removed.runs for trash in item.trash.values())
     vectors = removed.vectors.count if removed.vectors is not None else 0
     show(
-        f"Removed: {tables} undo tables, {collections} collections of saved points, "
+        f"Removed: {tables} undo tables, {collections} collections of saved points, {files:,} deleted files, "
         f"{rows + sum(removed.marks.values()):,} rows of the ledger, {vectors:,} kept vectors, {serials} old states, "
         f"{len(removed.workers)} workers."
     )
     if removed.freed:
-        from runner.report import phrases
-
         show(f"The ledger's file is {phrases.size(removed.freed)} smaller.")
 
 
 def _show_garbage(found: Garbage) -> None:
+    from runner.report import phrases
+
     if lost := [f"run {item.run} of job {item.job}" for item in found.runs if item.rollback]:
         show(f"Gone for good: these can then not be rolled back any more: {', '.join(lost)}")
     for item in found.runs:
@@ -285,11 +287,11 @@ def _show_garbage(found: Garbage) -> None:
             show(f"  - undo table {name}: {count:,} rows")
         for name, count in item.collections.items():
             show(f"  - collection {name}: {count:,} saved points")
+        for name, trash in item.trash.items():
+            show(f"  - trash {name}: {trash.count:,} deleted files, {phrases.size(trash.bytes)}")
         for name, count in item.rows.items():
             show(f"  - {name}: {count:,} rows of the ledger")
     if found.vectors is not None:
-        from runner.report import phrases
-
         show(
             f"kept vectors\n  - {found.vectors.count:,} from before {found.vectors.before[:10]}, "
             f"{phrases.size(found.vectors.bytes)}: these texts are paid for again when they are embedded again"

@@ -34,12 +34,34 @@ def model_check(context: Context, job: Path, detailed_exitcode: bool, as_json: b
 @click.argument("job", metavar="JOB|RUN")
 @options
 def failures(context: Context, job: str, as_json: bool) -> None:
-    """Items that could not be embedded, each with its error."""
+    """Items that failed (texts that could not be embedded, documents), each with its error."""
     from runner import commands
     from runner.report import text, to_json
 
     found = commands.failures(context, job)
     click.echo(to_json("failures", found)) if as_json else show(text.failures(found))
+
+
+@cli.command()
+@click.argument("name", metavar="JOB|RUN")
+@click.option("--format", "form", type=click.Choice(["text", "csv", "json"]), default="text", show_default=True)
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="Write it to a file.")
+@options
+def report(context: Context, name: str, form: str, out: Path | None, as_json: bool) -> None:
+    """What became of each document of a batch operation."""
+    from runner import commands
+    from runner.report import documents, text, to_json
+
+    found = commands.documents(context, name)
+    form = "json" if as_json else form
+    shown = {"csv": documents.csv_table, "text": text.report}.get(form, lambda value: to_json("report", value))(found)
+    if out is None:
+        click.echo(shown.rstrip("\n")) if form != "text" else show(shown)
+        return
+    from runner.state import write_atomically
+
+    write_atomically(out, shown.rstrip("\n") + "\n")
+    show(f"{found.job}: {len(found.items):,} documents of run {found.run} written to {out}")
 
 
 @cli.command("retry-failed")

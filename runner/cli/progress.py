@@ -55,14 +55,13 @@ class Display:
             return
         from runner.report import phrases
 
-        total, done = getattr(step, "points", 0), sum(part.done for part in parts)
+        total, word = step.extent
+        done = sum(part.done for part in parts)
         clock = time.monotonic()
         if number != self.step:
             self.stop()
             self.step, self.began, self.first, self.shown = number, clock, done, clock
-            self.word = (
-                "texts" if step.type in ("copy_points", "replace_vectors") and step.transform.embed else "points"
-            )
+            self.word = "texts" if step.type in ("copy_points", "replace_vectors") and step.transform.embed else word
             click.echo(f"{number + 1}/{len(self.plan.steps)} {step.action} {phrases.step_line(step)}", err=True)
             if parts and total and sys.stderr.isatty():
                 self._start(total)

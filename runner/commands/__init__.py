@@ -15,7 +15,7 @@ _VERBS = {
     "planning": ("plan", "plan_rollback"),
     "application": ("apply", "resume", "unfinished_of"),
     "execution": ("Outcome",),
-    "failed": ("Failures", "failures", "plan_retry"),
+    "failed": ("Documents", "Failures", "documents", "failures", "plan_retry"),
     "models": ("Found", "ModelCheck", "model_check", "search"),
     "refusals": ("refuse_blocked",),
     "comparison": ("Verified", "drift", "foreign", "verify"),

@@ -15,9 +15,12 @@ from runner.errors import Interrupted, NotFound, PlanRefused, VerificationFailed
 from runner.executor import Run
 from runner.executor.verify import copied_by
 from runner.ledger import UNLIMITED
-from runner.plan import VerifyPoints
+from runner.plan import Change, CheckDocuments, VerifyPoints
 from runner.sweeper import Sweeper
 from runner.world import World
+
+#: What a comparison of documents with what was asked for is called, where others have their mode.
+DOCUMENTS = "documents"
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,10 @@ def verify(
             key: value for key, value in (("mode", mode), ("sample", sample)) if value is not None
         }
         changes["live"] = None  # it only looks
-        steps = [step.model_copy(update=changes) for step in plan.steps if isinstance(step, VerifyPoints)]
+        steps: list[VerifyPoints | CheckDocuments] = [
+            step.model_copy(update=changes) for step in plan.steps if isinstance(step, VerifyPoints)
+        ]
+        steps += [CheckDocuments(of=step) for step in plan.steps if isinstance(step, Change)]
         results: list[dict[str, Any]] = []
         with World(context.settings, "read", plan.inline) as world:
             if elsewhere := planner.moved_connections(plan, world):
@@ -74,6 +80,13 @@ def verify(
                     try:
                         Embedded(run, progress or no_progress).execute()
                         result = private.steps_of("verify")[0]["result"]
+                        if isinstance(step, CheckDocuments):
+                            result = {
+                                "mode": DOCUMENTS,
+                                "compared": result["read"],
+                                "equal": result["done"],
+                                "differences": [],
+                            }
                     except Interrupted as exc:
                         raise Interrupted(
                             "Interrupted",
@@ -81,7 +94,8 @@ def verify(
                             f"Begin again: vecrun verify {name}",
                         ) from exc
                     except VerificationFailed as exc:
-                        result = {"mode": step.mode, "differences": exc.detail.split("\n")}
+                        how = step.mode if isinstance(step, VerifyPoints) else DOCUMENTS
+                        result = {"mode": how, "differences": exc.detail.split("\n")}
                     finally:
                         run.services.close()
                 results.append({"from": str(step.source), "to": str(step.target)} | result)

@@ -28,13 +28,16 @@ from runner.executor.flow import retried
 from runner.ledger import Ledger, Partition
 from runner.lock import SLOT, Keeper, Lease, collection, now
 from runner.notify import Event, notify
-from runner.plan import CopyPoints, Observed, Place, Plan, ReplaceVectors, SetServing, loads
+from runner.plan import Change, CopyPoints, Observed, Place, Plan, ReplaceVectors, SetServing, loads
 from runner.records import LedgerGone
 from runner.settings import duration_seconds
 from runner.state import Applied, State
 from runner.sweeper import Sweeper
 from runner.vectors import Used, Vectors
 from runner.world import World
+
+#: Types of the steps that change documents.
+DOCUMENT_STEPS = ("delete_documents", "edit_documents", "reprocess_documents")
 
 
 @dataclass(frozen=True)
@@ -49,13 +52,13 @@ class Outcome:
     seconds: float
     dry: bool = False
     used: Used = field(default_factory=Used)  # what embedding has cost
-    failed: int = 0  # items that were left out
+    failed: int = 0  # items that were left out, or that failed
 
     @property
     def points(self) -> int:
-        """Points copied, or looked at in place."""
-        moving = ("copy_points", "replace_vectors")
-        return sum(item["result"]["done"] for item in self.steps if item["type"] in moving and item["result"])
+        """Points copied, looked at in place, or of the documents that were changed."""
+        moving = {"copy_points": "done", "replace_vectors": "done", **dict.fromkeys(DOCUMENT_STEPS, "points")}
+        return sum((item["result"] or {}).get(moving.get(item["type"], ""), 0) for item in self.steps)
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,8 @@ def _tell(context: Context, ledger: Ledger, run: str, error: BaseException | Non
             if isinstance(step, CopyPoints) or (isinstance(step, ReplaceVectors) and step.phase == "before"):
                 done = sum(part.done for part in ledger.partitions_of(run, number))
                 copied = (copied or 0) + max(done, (rows[number]["result"] or {}).get("done", 0))
+            elif isinstance(step, Change):
+                copied = (copied or 0) + ((rows[number]["result"] or {}).get("points", 0))
         failed = Vectors(ledger).count_failed(plan.of_run if plan.purpose == "retry" and plan.of_run else run)
         event = Event.of(row, context.settings.environment, copied, error, failed)
         for problem in notify(context.settings, event):

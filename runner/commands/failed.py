@@ -1,4 +1,4 @@
-"""Items that could not be embedded: listing them, and another try for just those (B5)."""
+"""Items that failed: listing them, another try for just those (B5, C5), and what became of each document of a run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from runner import planner
 from runner.commands.context import Context, find_run, job_of
 from runner.errors import NotFound
-from runner.plan import Plan
+from runner.items import Items
+from runner.plan import Change, Plan, loads
+from runner.points import PointId
 from runner.vectors import Failure, Vectors
 
 
@@ -32,6 +34,58 @@ def failures(context: Context, name: str) -> Failures:
                     row = other
                     break
         return Failures(row["run"], row["job"], row["status"], tuple(found))
+
+
+@dataclass(frozen=True)
+class DocumentReport:
+    """What became of one document. `status`: done, unchanged, failed or pending; `points`: that were deleted, changed, or
+    there are now; `rows`: of both tables; `time`: UTC, ISO 8601."""
+
+    document: PointId
+    status: str
+    points: int
+    rows: int
+    file: str
+    error: str
+    time: str
+
+
+@dataclass(frozen=True)
+class Documents:
+    """The documents of a run of a BatchOperation."""
+
+    run: str
+    job: str
+    operation: str
+    status: str
+    counts: dict[str, int]
+    items: tuple[DocumentReport, ...]
+
+
+def documents(context: Context, name: str) -> Documents:
+    """What became of each document of a run, or of a job's newest run that changed documents. NotFound."""
+    with context.ledger(reading=True) as ledger:
+        row, kept = find_run(context, ledger, name), Items(ledger)
+        rows = [row] if name.startswith("r-") else [row, *ledger.runs_of(row["job"])]
+        found = next((one for one in rows if one["purpose"] == "apply" and kept.last(one["run"]) >= 0), None)
+        if found is None:
+            raise NotFound("No documents", f"no run of {name} has selected documents", f"vecrun runs {row['job']}")
+        plan = loads(ledger.run(found["run"])["plan"], f"run {found['run']}")
+        change = next((step for step in plan.steps if isinstance(step, Change)), None)
+        errors = {str(one.item): one.error for one in Vectors(ledger).failed(found["run"])}
+        items = []
+        for one in kept.all(found["run"]):
+            said, details = one.status, one.details
+            error = details.get("error") or errors.get(str(one.id), "")
+            count = details.get("rows", 0) + details.get("chunks", 0)
+            items.append(
+                DocumentReport(one.id, said, details.get("points", 0), count, details.get("file", ""),
+                               error if said == "failed" else "", one.time)
+            )  # fmt: skip
+        operation = change.type.removesuffix("_documents") if change is not None else ""
+        return Documents(
+            found["run"], found["job"], operation, found["status"], kept.counts(found["run"]), tuple(items)
+        )
 
 
 def plan_retry(context: Context, job: str) -> Plan | None:

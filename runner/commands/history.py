@@ -7,15 +7,17 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from runner import executor
 from runner.commands.context import Context, find_run, job_of
 from runner.commands.operation import broker_version
 from runner.errors import InvalidFile, VecrunError
 from runner.lock import SLOT
 from runner.plan import (
-    CatchUp,
+    Change,
     CopyPoints,
     Plan,
     ReplaceVectors,
+    RestoreDocuments,
     RestoreVectors,
     SetModel,
     SetServing,
@@ -63,9 +65,9 @@ def status(context: Context, name: str) -> RunStatus:
         steps, done, left = [], 0, None
         for number, (step, state) in enumerate(zip(plan.steps, rows, strict=True)):
             item = {"type": step.type, "status": state["status"], "result": state["result"], "step": step}
-            if isinstance(step, CopyPoints | VerifyPoints | CatchUp | ReplaceVectors | RestoreVectors):
+            if executor.is_partitioned(step):
                 parts = ledger.partitions_of(row["run"], number)
-                item["done"], item["points"] = sum(part.done for part in parts), step.points
+                item["done"], item["points"] = sum(part.done for part in parts), step.extent[0]
                 if _moves(step) and state["result"]:  # gc took the partitions, or another pass has begun
                     item["done"] = max(item["done"], state["result"].get("done", 0))
                 item["partitions"] = f"{sum(part.status == 'done' for part in parts)}/{len(parts)}"
@@ -73,10 +75,10 @@ def status(context: Context, name: str) -> RunStatus:
                     done += item["done"]
                 if state["status"] == "running" and state["started"] and item["done"] and row["status"] == "running":
                     passed = (datetime.now(UTC) - datetime.fromisoformat(state["started"])).total_seconds()
-                    left = max(step.points - item["done"], 0) * passed / item["done"]
+                    left = max(step.extent[0] - item["done"], 0) * passed / item["done"]
             steps.append(item)
         row.pop("plan"), row.pop("lease")
-        total = plan.points + sum(step.points for step in plan.steps if isinstance(step, RestoreVectors))
+        total = sum(step.extent[0] for step in plan.steps if _moves(step))
         kept, of_run = Vectors(ledger), row["of_run"] if row["purpose"] == "retry" else row["run"]
         held = [item for item in ledger.holders() if not item["expired"]]
         holders = [item for item in held if item["run"] == row["run"]]
@@ -95,8 +97,8 @@ def status(context: Context, name: str) -> RunStatus:
 
 
 def _moves(step: Step) -> bool:
-    """Whether a step's points count as the run's."""
-    return isinstance(step, CopyPoints | RestoreVectors) or (
+    """Whether a step's points, or documents, count as the run's."""
+    return isinstance(step, CopyPoints | RestoreVectors | Change | RestoreDocuments) or (
         isinstance(step, ReplaceVectors) and step.phase == "before"
     )
 
@@ -170,6 +172,12 @@ def left_behind(context: Context, name: str) -> list[str]:
                 found.append(
                     f"{step.target}: the vectors of {count:,} of {step.points:,} points were replaced; the old points are in "
                     f"{step.saved}"
+                )
+            elif isinstance(step, Change):
+                done = sum(part.done for part in ledger.partitions_of(row["run"], number))
+                found.append(
+                    f"{step.target}: {done:,} of {step.documents:,} documents were changed; what they were is in {step.saved}"
+                    + (f" and in undo tables beside {step.rows.table}" if step.rows is not None else "")
                 )
             elif isinstance(step, RestoreVectors):
                 done = sum(part.done for part in ledger.partitions_of(row["run"], number))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from runner.commands.context import Context
 from runner.errors import NotFound, VecrunError
 from runner.notify import Delivery, Event, deliver
+from runner.objects import OBJECTS
 from runner.settings import Broker, Happening
 from runner.store import Health
 from runner.world import World
@@ -48,6 +49,8 @@ def check_connections(context: Context, names: Iterable[str] = ()) -> list[Conne
                         f"{database.engine.dialect.name} {version}".strip(), (time.monotonic() - began) * 1000
                     )
                     found.append(ConnectionTest(name, kind, health, None))
+                elif kind in OBJECTS:
+                    found.append(ConnectionTest(name, kind, world.objects(name).health(), None))
                 else:
                     store = world.store(name)
                     found.append(ConnectionTest(name, kind, store.health(), None, len(store.collections())))

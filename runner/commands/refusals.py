@@ -9,7 +9,7 @@ from runner.errors import (
     VecrunError,
 )
 from runner.ledger import Ledger
-from runner.plan import Plan, SetServing, SwitchAlias
+from runner.plan import Plan, SetServing, SwitchAlias, acceptable
 from runner.world import World
 
 
@@ -21,7 +21,7 @@ def refuse_blocked(plan: Plan) -> None:
             for item in plan.notices
             if item.blocking
         ]
-        hints = sorted({item.code for item in plan.notices if item.blocking and item.code.startswith(("VL", "VD1"))})
+        hints = sorted({item.code for item in plan.notices if item.blocking and acceptable(item.code)})
         hint = "Mend them in the spec or in the stores, and plan again"
         if hints:
             hint += f"\nWhat is wanted can be accepted in the spec: accept: [{{code: {hints[0]}, reason: why}}]"
@@ -87,6 +87,7 @@ def refuse_stale(context: Context, ledger: Ledger, plan: Plan, run: str = "") ->
         moved.append(f"the job's state has serial {state.serial}, the plan was made at {plan.serial}")
     with World(context.settings, "read", plan.inline) as world:
         moved += planner.compare(plan.world, planner.observe(world, plan.world))
+        moved += planner.moved_selection(plan, world) if not run else []
         serving = context.states.serving().pointers
         for step in plan.steps:
             if isinstance(step, SwitchAlias):

@@ -101,7 +101,7 @@ def _caseless(text: str) -> str:
 def free_name(database: Database, table: str, key: str) -> str:
     """A name for the undo table of what `key` stands for, which no table beside `table` has: one that is there already
     is the mark of something that was done, and one from a forgotten run must not be that mark."""
-    schema = database.table(table).schema
+    schema = table.rpartition(".")[0] or None
     with database.transaction() as connection:
         taken = set(sa.inspect(connection).get_table_names(schema=schema))
     while True:

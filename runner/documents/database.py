@@ -42,10 +42,11 @@ class Database:
         self.engine.dispose()
 
     @contextlib.contextmanager
-    def transaction(self) -> Iterator[sa.Connection]:
-        """One transaction; database errors come out as Transient (connection, lock) or Permanent."""
+    def transaction(self, *, foreign_keys: bool = False) -> Iterator[sa.Connection]:
+        """One transaction; database errors come out as Transient (connection, lock) or Permanent. SQLite looks at foreign
+        keys only with `foreign_keys`, others always do."""
         try:
-            with self.engine.begin() as connection:
+            with self.engine.connect() as connection, _obeying(connection, foreign_keys), connection.begin():
                 yield connection
         except sa.exc.OperationalError as exc:
             hint = "Check the url and that the server is up; a file needs its folder, and the right to write there"
@@ -53,7 +54,7 @@ class Database:
         except sa.exc.NoSuchTableError:
             raise
         except sa.exc.SQLAlchemyError as exc:
-            raise Permanent("The relational database refused", f"{self.shown}: {getattr(exc, 'orig', exc)}") from exc
+            raise Permanent("The relational database refused", f"{self.shown}: {_said(exc)}") from exc
 
     def table(self, name: str) -> sa.Table:
         """The reflected table; `schema.table` is understood. NotFound."""
@@ -63,6 +64,25 @@ class Database:
                 return sa.Table(bare, sa.MetaData(), schema=schema or None, autoload_with=connection)
         except sa.exc.NoSuchTableError as exc:
             raise NotFound("No such table", f"{name} in {self.shown}") from exc
+
+
+def _said(exc: Exception) -> str:
+    """The database's own words; not PostgreSQL's detail, which repeats the values of the row."""
+    orig = getattr(exc, "orig", None) or exc
+    return str(getattr(getattr(orig, "diag", None), "message_primary", None) or orig)
+
+
+@contextlib.contextmanager
+def _obeying(connection: sa.Connection, foreign_keys: bool) -> Iterator[None]:
+    if not foreign_keys or connection.dialect.name != "sqlite":
+        yield
+        return
+    raw: Any = connection.connection.driver_connection  # inside of a transaction the setting has no effect
+    raw.execute("PRAGMA foreign_keys=ON")
+    try:
+        yield
+    finally:
+        raw.execute("PRAGMA foreign_keys=OFF")
 
 
 def _postgresql_settings(connection: Any, _record: Any) -> None:

@@ -13,9 +13,10 @@ from typing import Any
 from runner import crash
 from runner.documents import chunks as chunk_tables
 from runner.errors import Interrupted, Permanent
-from runner.executor import catchup, copy, quality, replace, settle, verify
+from runner.executor import batch, catchup, copy, quality, replace, settle, verify
 from runner.executor.embedding import Services
 from runner.executor.flow import Stopped, retried
+from runner.items import Items
 from runner.ledger import Ledger
 from runner.lock import Keeper, Lease, now
 from runner.plan import (
@@ -33,6 +34,7 @@ from runner.plan import (
     RestoreIds,
     RestoreVectors,
     RewriteIds,
+    SelectDocuments,
     SetModel,
     SetServing,
     SettleFailures,
@@ -78,6 +80,8 @@ class Run:
 
     def __post_init__(self) -> None:
         self.vectors = Vectors(self.records or self.ledger)
+        # a verification on demand reads those of the run that it is about
+        self.items = Items(self.records if self.records is not None and self.failures_of else self.ledger)
         self.services = Services(
             self.run, self.world, self.vectors, self.limits, spend=self.spend,
             log=self._tell,
@@ -104,7 +108,7 @@ class NotOurs(Permanent):
 
 
 #: Steps that are worked on in partitions.
-Partitioned = CopyPoints | VerifyPoints | CatchUp | ReplaceVectors | RestoreVectors
+Partitioned = CopyPoints | VerifyPoints | CatchUp | ReplaceVectors | RestoreVectors | batch.OverDocuments
 
 
 def is_partitioned(step: Any) -> bool:
@@ -117,7 +121,9 @@ def cut(run: Run, number: int) -> None:
     step = run.plan.steps[number]
     assert isinstance(step, Partitioned)
     source = run.world.store(step.source.connection)
-    if run.dry and not (isinstance(step, CopyPoints) or _looks_first(step)):
+    if isinstance(step, batch.OverDocuments):
+        ranges = batch.ranges(run, step)
+    elif run.dry and not (isinstance(step, CopyPoints) or _looks_first(step)):
         ranges = []  # there is nothing to compare with
     elif catchup.in_passes(step):
         ranges = catchup.ranges(run, number, step)
@@ -146,6 +152,8 @@ def work(run: Run, number: int, part: int) -> bool:
     assert isinstance(step, Partitioned)
     for place in (step.source, step.target):  # before anything is claimed: a store may just be restarting
         retried(lambda name=place.connection: run.world.store(name), run.limits, run.stop)  # type: ignore[misc]
+    if isinstance(step, batch.OverDocuments):
+        return batch.work(run, number, step, part, SLICE_SECONDS)
     if isinstance(step, CopyPoints):
         return copy.work(run, number, step, part, SLICE_SECONDS)
     if isinstance(step, ReplaceVectors):
@@ -162,6 +170,8 @@ def finish(run: Run, number: int) -> dict[str, Any]:
     """After all partitions of a step: totals, and whether they are right."""
     step = run.plan.steps[number]
     parts = run.ledger.partitions_of(run.run, number)
+    if isinstance(step, batch.OverDocuments):
+        return batch.finish(run, step, parts)
     if catchup.in_passes(step) and not run.dry:
         return catchup.finish(run, number, step, parts)
     if isinstance(step, ReplaceVectors):
@@ -246,6 +256,8 @@ def _do(run: Run, number: int) -> dict[str, Any]:
             if done.changed_since:
                 run.say(f"{done.changed_since:,} rows of {step.chunks.table} were changed since and were left alone")
             return {"rows": done.rows, "changed_since": done.changed_since}
+        case SelectDocuments():
+            return batch.find(run, step)
         case SettleFailures():
             return settle.settle(run, number, step)
         case CheckQuality():

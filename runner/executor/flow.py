@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from runner import crash
 from runner.errors import Lossy, TooLarge, Transient
@@ -121,7 +121,19 @@ class Reader:
                     raise
 
 
-def read_ahead(reader: Reader, limits: Limits, stop: threading.Event, seconds: float) -> Iterator[Moved | None]:
+class Batches(Protocol):
+    """Where the batches of a partition come from."""
+
+    @property
+    def place(self) -> Place: ...
+
+    @property
+    def partition(self) -> Partition: ...
+
+    def batches(self, limits: Limits, stop: threading.Event) -> Iterator[Moved]: ...
+
+
+def read_ahead(reader: Batches, limits: Limits, stop: threading.Event, seconds: float) -> Iterator[Moved | None]:
     """`reader.batches` from a thread, through a bounded queue. Yields None and ends when `seconds` are over or on stop."""
     handed: queue.Queue[Moved | BaseException | None] = queue.Queue(limits.batches_in_flight)
     done = threading.Event()

@@ -109,7 +109,7 @@ def write(run: Run, place: Place, saved: Place, transform: Transform, batch: Poi
         if json_dumps(item) == json_dumps(payloads[point_id])
     }
     kept = fresh.take([row for row, point_id in enumerate(fresh.ids) if point_id in same])
-    _save(run, saved, kept, pace, elsewhere=saved.connection != place.connection)
+    save(run, saved, kept, pace, elsewhere=saved.connection != place.connection)
     crash.point("replace", "saved")
     if same:  # all but the new vector as it is now
         name, rows = _vector_of(transform), {point_id: row for row, point_id in enumerate(ids)}
@@ -145,7 +145,7 @@ def _vector_of(transform: Transform) -> str:
     return transform.embed.vector
 
 
-def _save(run: Run, saved: Place, batch: PointBatch, pace: Pace, *, elsewhere: bool) -> None:
+def save(run: Run, saved: Place, batch: PointBatch, pace: Pace, *, elsewhere: bool) -> None:
     """The first copy counts: when this is repeated after a crash, the vectors may be the new ones already. `elsewhere`:
     in another store, which may not take every point."""
     if not len(batch):

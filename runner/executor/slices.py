@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from runner import crash
 from runner.errors import LeaseLost, Transient, VecrunError
-from runner.executor.flow import Moved, Reader, Stopped, read_ahead
+from runner.executor.flow import Batches, Moved, Stopped, read_ahead
 from runner.ledger import Partition
 from runner.plan import Place
 from runner.points import KeyRange, PointId
@@ -62,7 +62,7 @@ class Task:
 
     step: str
     collection: str
-    reader: Reader
+    reader: Batches
     act: Callable[[Moved], Done]
 
 

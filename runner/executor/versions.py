@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
+from runner.conditions import look_up
 from runner.points import PointBatch
-from runner.transform import look_up
 
 #: Below the mark by which a point is still looked at: a value is often taken a little before its write is seen.
 #: Times are kept in microseconds; numbers are often sequences, or milliseconds.

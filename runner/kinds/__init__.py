@@ -14,6 +14,7 @@ from runner.world import World
 
 #: kind -> "module:SpecModel"; the module also has `plan_steps`.
 KINDS: dict[str, str] = {
+    "BatchOperation": "runner.kinds.batch_operation:BatchOperationSpec",
     "Reembedding": "runner.kinds.reembedding:ReembeddingSpec",
     "VectorMigration": "runner.kinds.vector_migration:VectorMigrationSpec",
 }

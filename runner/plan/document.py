@@ -13,6 +13,14 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, TypeAdapter, ValidationError, model_serializer
 
 from runner.errors import NotFound, PlanRefused
+from runner.plan.batch import (
+    CheckDocuments,
+    DeleteDocuments,
+    EditDocuments,
+    ReprocessDocuments,
+    RestoreDocuments,
+    SelectDocuments,
+)
 from runner.plan.models import CheckQuality, ReplaceVectors, RestoreVectors, SetModel, SettleFailures
 from runner.plan.moves import (
     CatchUp,
@@ -33,12 +41,13 @@ from runner.points import Model
 from runner.spec import digest
 from runner.store import Problem
 
-FORMAT_VERSION = "1.1"
+FORMAT_VERSION = "1.2"
 
 Step = Annotated[
     CreateCollection | CopyPoints | FinishCollection | VerifyPoints | RewriteIds | RestoreIds | SwitchAlias
     | SetServing | ClearCollection | DropCollection | CatchUp | Hold | ReplaceVectors | RestoreVectors | SetModel
-    | SettleFailures | CheckQuality,
+    | SettleFailures | CheckQuality | SelectDocuments | DeleteDocuments | EditDocuments | ReprocessDocuments
+    | CheckDocuments | RestoreDocuments,
     Field(discriminator="type"),
 ]  # fmt: skip
 
@@ -58,6 +67,11 @@ class Observed(Model):
         if not self.live:  # plans and states from before it was there stay as they are
             del data["live"]
         return data
+
+
+def acceptable(code: str) -> bool:
+    """Whether a spec may accept a finding: `accept: [{code, reason}]`."""
+    return code.startswith(("VL", "VC")) or code in ("VD101", "VD105")
 
 
 class Notice(Model):
@@ -166,6 +180,8 @@ class Plan(Model):
         data = self.model_dump(mode="json", by_alias=True, exclude={"plan_digest", "created", "overview"})
         for step in data["steps"]:
             del step["estimate"]
+            if "of" in step:
+                del step["of"]["estimate"]
         for notice in data["notices"]:
             del notice["seen"]
         return digest(data)

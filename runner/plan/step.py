@@ -60,6 +60,13 @@ class StepBase(Model):
         """What is lost for good by this step; empty if nothing is."""
         return ""
 
+    @property
+    def extent(self) -> tuple[int, str]:
+        """How much there is to do, and of what: progress is counted in it."""
+        if (documents := getattr(self, "documents", None)) is not None:
+            return documents, "documents"
+        return getattr(self, "points", None) or 0, "points"
+
     def reverse(self) -> tuple[Step, ...] | None:
         """The steps that undo this one, () when there is nothing to undo, None when it is irreversible."""
         return ()

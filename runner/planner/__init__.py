@@ -10,8 +10,8 @@ from runner.errors import LockHeld, VecrunError
 from runner.kinds import Draft, kind_module
 from runner.ledger import FINAL, Ledger
 from runner.lock import now
-from runner.plan import CopyPoints, Notice, Plan, ReplaceVectors, RestoreVectors, loads
-from runner.planner.observed import applied_plan, compare, drift, foreign, moved_connections, observe
+from runner.plan import Change, CopyPoints, Notice, Plan, ReplaceVectors, RestoreDocuments, RestoreVectors, loads
+from runner.planner.observed import applied_plan, compare, drift, foreign, moved_connections, moved_selection, observe
 from runner.planner.undo import NEW_POINTS, retry, rollback
 from runner.settings import MODEL, Settings
 from runner.spec import Job, digest
@@ -19,7 +19,7 @@ from runner.state import States
 from runner.world import World
 
 __all__ = [
-    "NEW_POINTS", "applied_plan", "build", "compare", "drift", "foreign", "moved_connections", "observe",
+    "NEW_POINTS", "applied_plan", "build", "compare", "drift", "foreign", "moved_connections", "moved_selection", "observe",
     "refuse_half_changed", "refuse_unfinished", "retry", "rollback", "spec_digest",
 ]  # fmt: skip
 
@@ -108,7 +108,10 @@ def refuse_half_changed(plan: Plan, ledger: Ledger) -> None:
             continue
         other = loads(ledger.run(row["run"])["plan"], f"run {row['run']}")
         for step, state in zip(other.steps, ledger.steps_of(row["run"]), strict=True):
-            if not isinstance(step, CopyPoints | ReplaceVectors | RestoreVectors) or state["status"] == "pending":
+            if (
+                not isinstance(step, CopyPoints | ReplaceVectors | RestoreVectors | Change | RestoreDocuments)
+                or state["status"] == "pending"
+            ):
                 continue
             if step.target in written | read:
                 raise VecrunError(

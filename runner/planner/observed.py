@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from runner.clauses.selection import select
 from runner.errors import NotFound
 from runner.ledger import Ledger
 from runner.plan import (
     Observed,
     Place,
     Plan,
+    SelectDocuments,
     SwitchAlias,
     loads,
 )
@@ -35,6 +37,22 @@ def moved_connections(plan: Plan, world: World) -> list[str]:
         for name, wanted in plan.connections.items()
         if world.digest(name) != wanted
     ]
+
+
+def moved_selection(plan: Plan, world: World) -> list[str]:
+    """How the documents that a plan selects differ from those that are selected now."""
+    found = []
+    for step in plan.steps:
+        if isinstance(step, SelectDocuments) and step.of_run is None:
+            now = select(world, step.target, step.fields, step.rows, step.selection)
+            if now.digest != step.selected:
+                there = len(now.documents) - len(now.missing)
+                found.append(
+                    f"the selection: {there:,} documents with {now.points:,} points now, {step.documents:,} with "
+                    f"{step.points:,} when the plan was made" if (there, now.points) != (step.documents, step.points)
+                    else "the selection: other documents, or other points of them, than when the plan was made"
+                )  # fmt: skip
+    return found
 
 
 def applied_plan(state: State, ledger: Ledger) -> Plan | None:

@@ -6,20 +6,28 @@ from typing import Any
 
 from runner import __version__
 from runner.errors import NotFound, PlanRefused, VecrunError
+from runner.items import Items
 from runner.ledger import Ledger
 from runner.lock import now
 from runner.plan import (
     CatchUp,
+    CheckDocuments,
     ClearCollection,
     CopyPoints,
     CreateCollection,
+    DeleteDocuments,
     DropCollection,
+    EditDocuments,
+    Estimate,
     Notice,
     Observed,
     Place,
     Plan,
     ReplaceVectors,
+    ReprocessDocuments,
+    RestoreDocuments,
     RestoreVectors,
+    SelectDocuments,
     SetModel,
     SetServing,
     SettleFailures,
@@ -46,6 +54,10 @@ NO_OLD_VECTOR = "VB105"
 SAVED_GONE = "VX303"
 #: Points a target may have got from a catching-up that is not through: nobody else writes there before the cutover.
 UNKNOWN = 2**63
+#: What a job did that has changed documents.
+CHANGED = "changed documents in it since"
+#: Steps that change documents.
+Changing = DeleteDocuments | EditDocuments | ReprocessDocuments
 
 
 def rollback(
@@ -137,23 +149,23 @@ def retry(job: str, settings: Settings, ledger: Ledger, states: States) -> Plan:
     state = states.load(job)
     plan = applied_plan(state, ledger) if state.applied else None
     run = state.applied[-1].run if state.applied else ""
+    of_documents = plan is not None and any(isinstance(step, Changing) for step in plan.steps)
     settle = next((step for step in plan.steps if isinstance(step, SettleFailures)), None) if plan is not None else None
-    if plan is None or settle is None or not Vectors(ledger).count_failed(run):
+    if plan is None or (settle is None and not of_documents) or not Vectors(ledger).count_failed(run):
         raise NotFound("Nothing to try again", f"no item of job {job} has failed", f"vecrun status {job}")
-    marks = [
-        step for step in plan.steps if isinstance(step, SetModel) and step.phase == "end" and step.rows is not None
-    ]
-    later = {"info": None, "before": None, "after": None, "before_text": None}
-    steps: list[Step] = [
-        *(step.model_copy(update=later | {"phase": "open"}) for step in marks),
-        settle.model_copy(update={"of_run": run}),
-        *(step.model_copy(update=later | {"phase": "again"}) for step in marks),
-    ]
+    if of_documents and run in state.forgotten:  # gc is not through yet, or could not remove everything
+        raise PlanRefused(
+            "This run cannot be mended any more", f"run {run} expired, and what it saved was removed (vecrun gc)",
+            "Plan the job anew for what is left",
+        )  # fmt: skip
+    steps = _documents_again(plan, run, Items(ledger)) if settle is None else _texts_again(plan, run, settle)
+    targets = {step.target for step in steps if isinstance(step, SettleFailures | ReprocessDocuments)}
     for name in states.jobs():
         other = states.load(name)
-        if name != job and other.status == "applied" and "replaced" in _uses(other, run, ledger).get(settle.target, ""):
+        used = _uses(other, run, ledger) if name != job and other.status == "applied" else {}
+        if at := next((place for place in targets if "replaced" in used.get(place, "")), None):
             raise PlanRefused(
-                "Another job has changed the model since", f"{settle.target}: job {name} replaced its vectors",
+                "Another job has changed the model since", f"{at}: job {name} replaced its vectors",
                 f"Embed what is missing with its model (strategy: incremental). Or undo it first: vecrun rollback {name}",
             )  # fmt: skip
     with World(settings, "read", plan.inline) as world:
@@ -169,6 +181,34 @@ def retry(job: str, settings: Settings, ledger: Ledger, states: States) -> Plan:
         of_run=run, environment=plan.environment, lineage=state.lineage, serial=state.serial, spec_digest=plan.spec_digest,
         connections=connections, inline=plan.inline, steps=tuple(steps), retention=plan.retention,
     ).sealed()  # fmt: skip
+
+
+def _texts_again(plan: Plan, run: str, settle: SettleFailures) -> list[Step]:
+    """Texts that could not be embedded."""
+    marks = [
+        step for step in plan.steps if isinstance(step, SetModel) and step.phase == "end" and step.rows is not None
+    ]
+    later = {"info": None, "before": None, "after": None, "before_text": None}
+    return [
+        *(step.model_copy(update=later | {"phase": "open"}) for step in marks),
+        settle.model_copy(update={"of_run": run}),
+        *(step.model_copy(update=later | {"phase": "again"}) for step in marks),
+    ]
+
+
+def _documents_again(plan: Plan, run: str, items: Items) -> list[Step]:
+    """Documents that failed: what their run saved is there already, and the first copy counts."""
+    failed = [one for one in items.all(run) if one.status == "failed"]
+    counts = {"documents": len(failed), "points": sum(len(one.points) for one in failed)}
+    steps = list[Step]()
+    for step in plan.steps:
+        if isinstance(step, SelectDocuments):
+            steps.append(step.model_copy(update=counts | {"of_run": run}))
+        elif isinstance(step, Changing):
+            steps.append(step.model_copy(update=counts | {"estimate": Estimate()}))
+        elif isinstance(step, CheckDocuments):
+            steps.append(step.model_copy(update={"of": step.of.model_copy(update=counts)}))
+    return steps
 
 
 def _retried(job: str, run: str, ledger: Ledger) -> dict[Place, int]:
@@ -197,7 +237,7 @@ def _irreversible(step: Step) -> Notice:
 
 def _as_it_stands(step: Step, world: World) -> Step:
     """A delete, or what is put back, with the number of points that are there now."""
-    if isinstance(step, RestoreVectors):
+    if isinstance(step, RestoreVectors | RestoreDocuments):
         store = world.store(step.saved.connection)
         there = store.inspect(step.saved.collection) is not None
         return step.model_copy(update={"points": store.count(step.saved.collection) if there else 0})
@@ -250,7 +290,7 @@ def _written(plan: Plan, rows: list[dict[str, Any]]) -> dict[Place, int]:
     for step, row in zip(plan.steps, rows, strict=True):
         if row["status"] == "pending" and not row["result"]:
             continue
-        if isinstance(step, ReplaceVectors):  # only vecrun writes there
+        if isinstance(step, ReplaceVectors | Changing):  # only vecrun writes there
             found[step.saved] = UNKNOWN
         elif isinstance(step, CopyPoints):
             growing = any(item.live and item.place == step.source for item in plan.world)
@@ -288,7 +328,8 @@ def _new_points(written: dict[Place, int], steps: list[Step], *, discard: bool) 
 def _needed_by(job: str, run: str, steps: list[Step], ledger: Ledger, states: States) -> list[Notice]:
     """Collections that another applied job came from, worked in, or would go back to: that job is undone first."""
     dropped = {step.target for step in steps if isinstance(step, DropCollection | ClearCollection)}
-    restored = {step.target for step in steps if isinstance(step, RestoreVectors)}
+    restored = {step.target for step in steps if isinstance(step, RestoreVectors | RestoreDocuments)}
+    brought = {step.target for step in steps if isinstance(step, RestoreDocuments)}
     found = []
     for name in states.jobs():
         other = states.load(name)
@@ -297,6 +338,8 @@ def _needed_by(job: str, run: str, steps: list[Step], ledger: Ledger, states: St
         found += [_needed(name, item.place, "was applied from it") for item in other.world if _from(item, dropped)]
         kept = other.applied and other.applied[-1].run not in other.forgotten
         for place, what in _uses(other, run, ledger).items() if kept else ():
+            if what == CHANGED and place in brought and not _same_documents(run, other, ledger):
+                continue
             if place in (dropped | restored) and not any(item.where == str(place) for item in found):
                 found.append(_needed(name, place, what))
     return found
@@ -328,9 +371,19 @@ def _uses(state: State, after: str, ledger: Ledger) -> dict[Place, str]:
                 found.setdefault(step.before, "would go back to it")
             elif row["created"] > began and isinstance(step, ReplaceVectors):
                 found[step.target] = "replaced vectors in it since"
+            elif row["created"] > began and isinstance(step, Changing):
+                found[step.target] = CHANGED
             elif row["created"] > began and isinstance(step, CopyPoints):
                 found[step.source] = "was applied from it since"
     return found
+
+
+def _same_documents(run: str, other: State, ledger: Ledger) -> bool:
+    """Whether a job has changed documents that a run had changed before."""
+    kept = Items(ledger)
+    mine = {str(one.id) for one in kept.all(run) if one.status != "unchanged"}
+    later = (record.run for record in other.applied)
+    return any(str(one.id) in mine for name in later for one in kept.all(name) if one.status != "unchanged")
 
 
 def _saved_gone(begun: list[Step], rows: list[dict[str, Any]], world: World) -> list[Notice]:
@@ -368,6 +421,6 @@ def _touched(steps: list[Step]) -> dict[Place, str]:
     for step in steps:
         if isinstance(step, CopyPoints):
             places[step.source], places[step.target] = "source", "target"
-        elif isinstance(step, CreateCollection | ReplaceVectors):
+        elif isinstance(step, CreateCollection | ReplaceVectors | Changing):
             places.setdefault(step.target, "target")
     return places

@@ -5,11 +5,15 @@ from __future__ import annotations
 from runner.embedder import money
 from runner.plan import (
     CatchUp,
+    Change,
+    CheckDocuments,
     CheckQuality,
     ClearCollection,
     CopyPoints,
     CreateCollection,
+    DeleteDocuments,
     DropCollection,
+    EditDocuments,
     Fact,
     FinishCollection,
     Hold,
@@ -17,15 +21,19 @@ from runner.plan import (
     Overview,
     Plan,
     ReplaceVectors,
+    ReprocessDocuments,
+    RestoreDocuments,
     RestoreIds,
     RestoreVectors,
     RewriteIds,
+    SelectDocuments,
     SetModel,
     SetServing,
     SettleFailures,
     Step,
     SwitchAlias,
     VerifyPoints,
+    acceptable,
     reversed_steps,
 )
 from runner.points import CollectionSchema
@@ -34,6 +42,11 @@ from runner.points import CollectionSchema
 def number(value: int | float) -> str:
     """1,234,567"""
     return f"{value:,.0f}"
+
+
+def counted(value: int, word: str) -> str:
+    """1 document, 2 documents."""
+    return f"{number(value)} {word}{'' if value == 1 else 's'}"
 
 
 def size(value: float) -> str:
@@ -164,7 +177,80 @@ def step_line(step: Step) -> str:
             return f"search {step.target} with {len(step.queries)} queries{_thresholds(step)}"
         case SetModel():
             return _set_model(step)
+        case SelectDocuments():
+            if step.of_run is not None:
+                return f"take the documents of run {step.of_run} that failed"
+            return (
+                f"find {counted(step.documents, 'document')} with {counted(step.points, 'point')}; stop here if they are others "
+                "than planned"
+            )
+        case DeleteDocuments():
+            what = _and(["points", *(["rows"] if step.delete_rows else []), *(["files"] if step.delete_files else [])])
+            return f"delete {_documents(step)}: {what}; {_kept(step)} first"
+        case EditDocuments():
+            what = _and([*(["metadata"] if step.edit.on_metadata else []), *(["tags"] if step.edit.on_tags else [])])
+            return f"change the {what} of {_documents(step)}{_in_rows(step)}; {_kept(step)} first"
+        case ReprocessDocuments():
+            how = "make the chunks" if step.split is not None else "make the vectors"
+            return (
+                f"{how} of {_documents(step)}{_in_rows(step)} anew, with {step.embed.model}; old ones go when the new ones are in; "
+                f"{_kept(step)} first"
+            )
+        case CheckDocuments():
+            return f"compare what became of {counted(step.documents, 'document')} with what was asked for; stop here if it differs"
+        case RestoreDocuments():
+            files = isinstance(step.of, DeleteDocuments) and step.of.delete_files
+            parts = ["points", *(["rows"] if _tables(step.of) else []), *(["files"] if files else [])]
+            return f"bring back {_and(parts)} of {counted(step.documents, 'document')} as they were, where nobody changed them since"
     raise AssertionError(step)
+
+
+def _and(parts: list[str]) -> str:
+    return " and ".join(([", ".join(parts[:-1])] if len(parts) > 1 else []) + parts[-1:])
+
+
+def _documents(step: Change) -> str:
+    return f"{counted(step.documents, 'document')} of {step.target} ({counted(step.points, 'point')})"
+
+
+def _in_rows(step: Change) -> str:
+    tables = _tables(step)
+    return f", and their rows in {_and(tables)}" if tables else ""
+
+
+def _tables(step: Change) -> list[str]:
+    """The tables whose rows a step changes."""
+    rows = step.rows
+    if rows is None:
+        return []
+    match step:
+        case DeleteDocuments():
+            wanted = (step.delete_rows, step.delete_rows)
+        case EditDocuments():
+            meta, tags = step.edit.on_metadata, step.edit.on_tags
+            wanted = tuple(  # type: ignore[assignment]
+                one is not None and bool((meta and one.metadata_column) or (tags and one.tags_column))
+                for one in (rows, rows.chunks)
+            )
+        case _:
+            wanted = (step.parse and rows.text_column is not None, step.split is not None)
+    tables = [rows.table] if wanted[0] else []
+    return [*tables, rows.chunks.table] if wanted[1] and rows.chunks is not None else tables
+
+
+def _kept(step: Change) -> str:
+    """Where what is changed goes first."""
+    parts = [f"points go to {step.saved}"]
+    if step.undo is not None and (tables := _tables(step)):
+        parts.append(
+            f"rows to {step.undo.documents if step.rows and tables[0] == step.rows.table else step.undo.chunks}"
+        )
+    parts += (
+        [f"files to {step.files.trash}/"]
+        if isinstance(step, DeleteDocuments) and step.delete_files and step.files
+        else []
+    )
+    return ", ".join(parts)
 
 
 def _thresholds(step: CheckQuality) -> str:
@@ -259,7 +345,7 @@ def notice_text(notice: Notice) -> str:
 def notice_state(notice: Notice) -> str:
     """What became of a finding."""
     if notice.blocking:
-        wanted = notice.code.startswith(("VL", "VC")) or notice.code == "VD101"
+        wanted = acceptable(notice.code)
         way = f"; if it is wanted, in the spec: accept: [{{code: {notice.code}, reason: why}}]" if wanted else ""
         if notice.code.startswith("VC"):
             way = f"; raise budget in the job or, above policies of vecrun.yaml, accept: [{{code: {notice.code}, reason: why}}]"
@@ -293,10 +379,15 @@ def summary(plan: Plan) -> str:
     if any(isinstance(step, RestoreVectors) for step in plan.steps):
         points = sum(step.points for step in plan.steps if isinstance(step, RestoreVectors))
         what = f"{number(points)} old vectors to put back"
+    documents = [step for step in plan.steps if isinstance(step, Change | RestoreDocuments)]
+    if documents:
+        verb = "to bring back" if plan.purpose == "rollback" else "to change" if not _deletes(plan) else "to delete"
+        what = f"{counted(documents[0].documents, 'document')} {verb}"
     if plan.purpose == "retry":
         what = "the failed items to try again"
     if embedding:
-        what = f"{number(sum(step.estimate.texts or 0 for step in embedding))} texts to embed"
+        texts = f"{number(sum(step.estimate.texts or 0 for step in embedding))} texts to embed"
+        what = f"{what}, {texts}" if documents else texts
     text = f"Plan: {count['create']} to create, {what}, {count['change']} to change, "
     text += f"{count['switch']} to switch, {count['delete']} to delete."
     if embedding:
@@ -307,6 +398,10 @@ def summary(plan: Plan) -> str:
     elif data:
         text += f" Reading alone takes {duration(seconds)} as measured just now; about {size(data)} of data."
     return text
+
+
+def _deletes(plan: Plan) -> bool:
+    return any(isinstance(step, DeleteDocuments) for step in plan.steps)
 
 
 def way_back(plan: Plan) -> list[str]:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from runner.embedder import money
 from runner.plan import Action, Plan
-from runner.report import phrases
+from runner.report import documents, phrases
 
 if TYPE_CHECKING:
     from runner.commands.comparison import Verified
     from runner.commands.execution import Outcome
-    from runner.commands.failed import Failures
+    from runner.commands.failed import Documents, Failures
     from runner.commands.history import RunStatus
     from runner.commands.models import Found
     from runner.commands.operation import ConnectionTest
@@ -114,6 +114,12 @@ def outcome(value: Outcome) -> str:
             lines.append(f"  replaced the vectors of {result['replaced']:,} of {result['read']:,} points")
         elif step["type"] == "restore_vectors":
             lines.append(f"  put the old vectors of {result['done']:,} points back")
+        elif step["type"] in documents.STEPS:
+            lines.append("  " + documents.changed(result))
+        elif step["type"] == "check_documents":
+            lines.append(f"  compared {phrases.counted(result['done'], 'document')}: as asked for")
+        elif step["type"] == "restore_documents":
+            lines.append("  " + documents.restored(result))
         elif step["type"] == "check_quality" and "overlap" in result:
             lines.append("  quality: " + quality_text(result))
         elif step["type"] == "set_model" and result["phase"] in ("end", "again", "restore") and result["rows"]:
@@ -121,7 +127,8 @@ def outcome(value: Outcome) -> str:
             lines.append(f"  model version {done} {result['rows']:,} rows")
     lines += _embedded(value)
     if value.failed:
-        lines.append(f"  {value.failed:,} items failed: vecrun failures {value.job} · vecrun retry-failed {value.job}")
+        what = phrases.counted(value.failed, "item")
+        lines.append(f"  {what} failed: vecrun failures {value.job} · vecrun retry-failed {value.job}")
     return "\n".join(lines)
 
 
@@ -153,7 +160,7 @@ def failures(value: Failures) -> str:
     """The items a run left out."""
     if not value.items:
         return f"{value.job}: no item failed"
-    lines = [f"{value.job}: {len(value.items):,} items of run {value.run} failed ({value.status})"]
+    lines = [f"{value.job}: {phrases.counted(len(value.items), 'item')} of run {value.run} failed ({value.status})"]
     lines += [
         f"  {item.item!r}: {item.error} ({item.attempts} {'try' if item.attempts == 1 else 'tries'})"
         for item in value.items
@@ -206,7 +213,13 @@ def verified(value: Verified) -> str:
     """The verdict per collection."""
     lines = []
     for item in value.collections:
-        if item["differences"]:
+        if item["mode"] == "documents":
+            lines += (
+                [f"{item['to']}: not as it was asked for", *(f"  {line}" for line in item["differences"])]
+                if item["differences"]
+                else [f"{item['to']}: {item['equal']:,} documents are as they were asked for"]
+            )
+        elif item["differences"]:
             lines += [f"{item['from']} and {item['to']} differ:", *(f"  {line}" for line in item["differences"])]
         else:
             compared = (
@@ -225,7 +238,7 @@ def status(value: RunStatus) -> str:
     percent = f" of {value.total:,} ({100 * value.done / value.total:.0f} %)" if value.total and not whole else ""
     lines = [
         f"{run['job']}: {run['purpose']} is {run['status']} (run {run['run']})",
-        f"  points    {value.done:,}{percent}",
+        f"  {_word(value)} {value.done:,}{percent}",
         *(f"  {line.replace(' ', '  ', 1)}" for line in used_text(value.used)),
         f"  started   {run['started']} by {run['owner']}" if run["started"]
         else f"  created   {run['created']} by {run['owner']}; not started yet",
@@ -248,7 +261,7 @@ def status(value: RunStatus) -> str:
         lines.append(f"  time left about {phrases.duration(value.seconds_left)}")
     if value.failed:
         lines.append(
-            f"  failed    {value.failed:,} {'text' if value.failed == 1 else 'texts'}: vecrun failures {run['job']} · "
+            f"  failed    {value.failed:,} {_items(value)}: vecrun failures {run['job']} · "
             f"vecrun retry-failed {run['job']}"
         )
     if run["error"]:
@@ -267,6 +280,22 @@ def status(value: RunStatus) -> str:
         on = "retry-failed" if value.failed and "could not be embedded" in (run["error"] or "") else "resume"
         lines.append(f"  go on: vecrun {on} {run['job']} · undo: vecrun rollback {run['job']}")
     return "\n".join(lines)
+
+
+def _word(value: RunStatus) -> str:
+    """What progress is counted in."""
+    words = {step.extent[1] for step in value.plan.steps}
+    return "documents" if "documents" in words else "points   "
+
+
+def report(value: Documents) -> str:
+    """What became of each document."""
+    return documents.heading(value) + "\n" + table(*documents.rows_of(value), "")
+
+
+def _items(value: RunStatus) -> str:
+    what = "document" if value.plan.kind == "BatchOperation" else "text"
+    return what if value.failed == 1 else f"{what}s"
 
 
 def table(rows: list[dict[str, Any]], columns: list[str], empty: str) -> str:

@@ -168,7 +168,7 @@ def test_ids_too_long_for_statistics(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [IdKind.INT, IdKind.STRING, IdKind.INT_OR_UUID])
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.long)])
 @pytest.mark.usefixtures("no_fsync")
 def test_any_history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: IdKind, seed: int) -> None:
     """Given any order of writes, deletes and merges of many small parts, then the store holds what a dict would."""

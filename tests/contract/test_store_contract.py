@@ -137,9 +137,10 @@ def test_create_then_inspect(store: Store, name: str) -> None:
     If this fails, read them from the store's own description, not from the points.
     """
     caps = store.capabilities()
-    cases: list[dict[str, Any]] = [{"id_kind": kind} for kind in worlds.id_kinds(caps)]
-    cases += [{"distance": metric} for metric in Distance if metric in caps.distances]
-    for number, case in enumerate(cases):
+    kinds = [{"id_kind": kind} for kind in worlds.id_kinds(caps)]
+    metrics = [{"distance": metric} for metric in Distance if metric in caps.distances]
+    for number, (one, two) in enumerate(itertools.zip_longest(kinds, metrics, fillvalue={})):
+        case: dict[str, Any] = one | two
         schema = make(store, f"{name}{number}", dimension=5 + number, **case)
         seen = store.inspect(schema.name)
         assert seen is not None

@@ -21,7 +21,7 @@ from runner.points import CollectionSchema, Distance, IdKind, KeyRange, PointBat
 from runner.store import Store
 from runner.stores import config_model, open_store
 from runner.transform import IdMode, map_id
-from tests import servers, worlds
+from tests import servers, warm, worlds
 from tests.conftest import watch
 from tests.e2e.workspace import JOB, SETTINGS, Workspace, environment, run
 from tests.e2e.writer import Writer, batch, points_of
@@ -198,7 +198,8 @@ def test_workers_bring_over_what_a_writer_writes(ws: Workspace, pg_url: str, pg_
     command = [sys.executable, "-m", "tests.e2e.one_worker", "worker", "-t", "1"]
     try:
         with servers.redis_server() as redis, contextlib.ExitStack() as processes:
-            live_job(ws, "  live: {hold: true}\n  batch_size: 100\n")
+            # a bound that a writer does not exceed on a slow machine either: what is left comes over after the hold
+            live_job(ws, "  live: {hold: true, bound: 2000}\n  batch_size: 100\n")
             both = pair(
                 ws, {"type": "pgvector", "url": pg_database}, {"type": "files", "path": str(ws.root / "b")}, 1000
             )
@@ -208,7 +209,7 @@ def test_workers_bring_over_what_a_writer_writes(ws: Workspace, pg_url: str, pg_
 
             def worker(**more: str) -> subprocess.Popen[bytes]:
                 env = environment({CHILD: "1", "VECRUN_TEST_SILENT": "1.5"} | more)
-                started = subprocess.Popen(command, cwd=ws.root, env=env, stdout=DEVNULL, stderr=DEVNULL)
+                started = warm.Popen(command, cwd=ws.root, env=env, stdout=DEVNULL, stderr=DEVNULL)
                 processes.enter_context(started)
                 processes.callback(started.kill)
                 return started

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from runner import commands
-from runner.demo import reembedding
+from runner.demo import reembedding, stage
 from runner.demo.reader import Reader
+from tests import warm
 from tests.e2e.workspace import Workspace, run
 from tests.embedding_server import EmbeddingServer
 
@@ -91,8 +92,10 @@ def test_a_reader_that_fails_says_so(served: Workspace) -> None:
     assert "No such collection" in last.error
 
 
-def test_the_demo(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    reembedding.run(tmp_path / "demo", longest=1200)
+def test_the_demo(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it, with fewer texts. `make demo-reembed` starts its commands cold."""
+    monkeypatch.setattr(stage, "subprocess", warm)
+    reembedding.run(tmp_path / "demo", longest=800)
     printed = capfd.readouterr().out
     assert "failed: 0, wrong results: 0" in printed
     assert f'"texts": {reembedding.EDITED}, ' in printed

@@ -104,9 +104,18 @@ def test_texts_that_fail_during_a_hold(kb: Knowledge) -> None:
     assert json.loads(run("verify", "change", "--json").stdout)["equal"]
 
 
-@pytest.mark.parametrize("allow", [0, 2])
 @pytest.mark.parametrize(
-    "at", ["finish_collection:after", "catch_up:cut", "verify_points:cut", "verify_points:before_write"]
+    ("at", "allow"),
+    [
+        ("finish_collection:after", 0),
+        ("catch_up:cut", 2),
+        ("verify_points:cut", 0),
+        ("verify_points:before_write", 2),
+        pytest.param("finish_collection:after", 2, marks=pytest.mark.long),
+        pytest.param("catch_up:cut", 0, marks=pytest.mark.long),
+        pytest.param("verify_points:cut", 2, marks=pytest.mark.long),
+        pytest.param("verify_points:before_write", 0, marks=pytest.mark.long),
+    ],
 )
 def test_texts_that_fail_in_a_live_source(kb: Knowledge, at: str, allow: int) -> None:
     """Without a hold, in every pass before the switch: what is allowed holds at the switch."""
@@ -148,8 +157,17 @@ def kb_batch(one: str) -> Any:
     return PointBatch([one], {"": new_vectors(["theirs"])}, Payloads([{"text": "theirs"}]))
 
 
-@pytest.mark.parametrize("at", ["before_delete", "after_delete", "before_checkpoint"])
-@pytest.mark.parametrize("step", ["catch_up", "verify_points"])
+@pytest.mark.parametrize(
+    ("step", "at"),
+    [
+        ("catch_up", "before_delete"),
+        ("catch_up", "after_delete"),
+        ("verify_points", "before_checkpoint"),
+        pytest.param("catch_up", "before_checkpoint", marks=pytest.mark.long),
+        pytest.param("verify_points", "before_delete", marks=pytest.mark.long),
+        pytest.param("verify_points", "after_delete", marks=pytest.mark.long),
+    ],
+)
 def test_killed_while_a_failed_point_is_taken_away(kb: Knowledge, step: str, at: str) -> None:
     kb.fill(12)
     kb.job(live={"bound": 0}, failures={"allow": 1}, accept=ACCEPT)

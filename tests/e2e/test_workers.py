@@ -25,7 +25,7 @@ import pytest
 from runner.cli.workers import CHILD
 from runner.points import KeyRange
 from runner.stores import config_model, open_store
-from tests import servers, worlds
+from tests import servers, warm, worlds
 from tests.e2e.workspace import JOB, VECRUN, Workspace, batch_of, environment, points_of, run
 from tests.faults.ledger_watch import LedgerWatch
 
@@ -77,7 +77,7 @@ class Team:
         folder.mkdir(exist_ok=True)
         number = len(list(folder.iterdir()))
         with (folder / f"{number}.out").open("w") as out, (folder / f"{number}.err").open("w") as err:
-            process = subprocess.Popen(
+            process = warm.Popen(
                 command, cwd=cwd or self.ws.root, text=True, stdout=out, stderr=err, stdin=subprocess.DEVNULL,
                 env=environment(env),
             )  # fmt: skip

@@ -32,7 +32,7 @@ from runner.points import (
 )
 from runner.store import Store
 from runner.stores import config_model, open_store
-from tests import worlds
+from tests import warm, worlds
 from tests.conftest import watch
 
 SETTINGS = """\
@@ -156,15 +156,14 @@ class Workspace:
 
     def process(self, *args: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
         """The command line as a process of its own, in this workspace."""
-        return subprocess.run(
-            [*VECRUN, *map(str, args)], cwd=self.root, text=True, capture_output=True, timeout=60, check=False,
-            env=environment(options.pop("env", {})), stdin=subprocess.DEVNULL, **options,
-        )  # fmt: skip
+        with self.start(*args, **options) as process:
+            out, err = process.communicate(timeout=60)
+        return subprocess.CompletedProcess(args, process.returncode, out, err)
 
     @contextmanager
     def start(self, *args: str | Path, env: dict[str, str] | None = None) -> Iterator[subprocess.Popen[str]]:
         """The same, running while the block does; killed at its end if it still lives."""
-        with subprocess.Popen(
+        with warm.Popen(
             [*VECRUN, *map(str, args)], cwd=self.root, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             env=environment(env or {}), stdin=subprocess.DEVNULL,
         ) as process:  # fmt: skip

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from subprocess import PIPE, Popen
+from subprocess import PIPE
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ import numpy as np
 from runner.points import Payloads, PointBatch
 from runner.store import Store
 from runner.stores import config_model, open_store
+from tests import warm
 from tests.e2e.workspace import REPOSITORY, environment
 
 
@@ -98,7 +99,7 @@ class Writer:
 
     @contextmanager
     def at_work(self) -> Iterator[Writer]:
-        with Popen(
+        with warm.Popen(
             [sys.executable, "-m", "tests.e2e.writer", str(self.file)], cwd=REPOSITORY, env=environment({}), stderr=PIPE
         ) as process:
             try:

@@ -1,6 +1,6 @@
 # ruff: noqa: T201
-"""`python -m tests.faults`: the crash matrix, then `kill -9` at random moments, over several pairs of stores, and over
-changes of the embedding model with every strategy.
+"""`python -m tests.faults`: the crash matrix, then `kill -9` at random moments, over several pairs of stores, over
+changes of the embedding model with every strategy, and over each batch operation on documents.
 
 The last line counts what was found; the exit status is 0 only if nothing was lost, doubled, changed, or otherwise wrong.
 """
@@ -19,10 +19,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from tests import servers
-from tests.faults import kills, matrix, reembed
+from tests import servers, warm
+from tests.faults import batch, kills, matrix, reembed
 from tests.faults.change import Change
+from tests.faults.library import Task
 from tests.faults.matrix import Score
 from tests.faults.nursery import Nursery
 from tests.faults.scene import PAIRS, Pair, missing
@@ -31,37 +33,49 @@ from tests.faults.scene import PAIRS, Pair, missing
 MATRIX = ("files → pgvector", "pgvector → pgvector", "pgvector → files")
 #: Work that goes on at once. Much of it waits: for discs, for clients to be imported, for the moment of a kill.
 LANES = 3
+#: What is imported once for all processes, besides what most tests want.
+CLIENTS = {"milvus": ("pymilvus", "milvus_lite.server_manager"), "qdrant": ("qdrant_client",)}
 
-Job = tuple[Pair | Change, Callable[[Nursery, Path, str], Score]]
+Job = tuple[Pair | Change | Task, Callable[[Nursery, Path, str], Score]]
 
 
 def main() -> int:
     """Parse arguments, run everything, print the table. The exit status."""
     known, changes = [str(pair) for pair in PAIRS], [str(change) for change in reembed.CHANGES]
+    tasks = [str(task) for task in batch.TASKS]
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--kills", type=int, default=208, help="processes to kill, over all pairs [%(default)s]")
     parser.add_argument("--seconds", type=float, default=0, help="begin no more migrations after so many seconds")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of the data and the moments [the time]")
     parser.add_argument("--change-kills", type=int, default=80, help="the same, over all changes [%(default)s]")
+    parser.add_argument("--batch-kills", type=int, default=80, help="the same, over all operations [%(default)s]")
     parser.add_argument("--pairs", nargs="*", metavar="PAIR", help=f"only these of: {'; '.join(known)}")
     parser.add_argument("--changes", nargs="*", metavar="CHANGE", help=f"only these of: {'; '.join(changes)}")
+    parser.add_argument("--tasks", nargs="*", metavar="TASK", help=f"only these operations: {'; '.join(tasks)}")
     parser.add_argument("--every", type=int, default=1, help="each n-th case of the matrix; 0: no matrix [%(default)s]")
     parser.add_argument("--points", type=int, default=0, help="points in a collection, for the kills")
+    parser.add_argument("--documents", type=int, default=0, help="documents of an operation, for the kills")
     options = parser.parse_args()
     chosen = [pair for pair in PAIRS if options.pairs is None or str(pair) in options.pairs]
     disturbed = [one for one in reembed.CHANGES if options.changes is None or str(one) in options.changes]
-    for name, found, there in (("pairs", chosen, known), ("changes", disturbed, changes)):
+    asked = [one for one in batch.TASKS if options.tasks is None or str(one) in options.tasks]
+    given = (("pairs", chosen, known), ("changes", disturbed, changes), ("tasks", asked, tasks))
+    for name, found, there in given:
         if len(found) < len(getattr(options, name) or ()):
             parser.error(f"--{name}: there are {', '.join(there)}")
     left_out = {str(pair): reason for pair in chosen if (reason := missing(pair))}
     pairs = [pair for pair in chosen if str(pair) not in left_out]
     until = time.monotonic() + options.seconds if options.seconds else float("inf")
+    stores = {name.split("-")[0] for one in (*pairs, *disturbed) for name in str(one).replace(": ", " → ").split(" → ")}
+    warm.also += [client for store, clients in CLIENTS.items() if store in stores for client in clients]
     folder = Path(tempfile.mkdtemp(prefix="vecrun-faults-"))
     print(f"faults: seed {options.seed}, workspaces and logs in {folder}", flush=True)
-    with _postgres() as url:
-        scores = _work([*_changes(disturbed, options, until), *_jobs(pairs, options, until)], folder, url)
-    total = _show([*map(str, pairs), *map(str, disturbed)], scores, left_out)
+    with _postgres() as url, _bucket(asked) as bucket:
+        jobs = [*_tasks(asked, options, until, bucket), *_changes(disturbed, options, until)]
+        scores = _work([*jobs, *_jobs(pairs, options, until)], folder, url)
+    total = _show([*map(str, pairs), *map(str, disturbed), *map(str, asked)], scores, left_out)
     wanted = (options.kills if pairs else 0) + (options.change_kills if disturbed else 0)
+    wanted += options.batch_kills if asked else 0
     if total.kills < wanted and not options.seconds:
         total.findings.append(f"only {total.kills} of {wanted} processes were killed at work")
     if total.right:
@@ -84,6 +98,35 @@ def _postgres() -> Iterator[str]:
     else:
         with servers.postgres() as url:
             yield url
+
+
+@contextlib.contextmanager
+def _bucket(tasks: Sequence[Task]) -> Iterator[dict[str, Any] | None]:
+    """A connection to an empty bucket, where a task needs one. Its keys are in the environment."""
+    if not any(task.files == "s3" for task in tasks):
+        yield None
+        return
+    with servers.s3_server() as server:
+        server.client().create_bucket(Bucket="library")
+        os.environ["FAULTS_S3_ID"], os.environ["FAULTS_S3_KEY"] = server.keys["admin"]
+        keys = {"access_key_id": "${env:FAULTS_S3_ID}", "secret_access_key": "${env:FAULTS_S3_KEY}"}
+        yield server.connection("library") | keys
+
+
+def _tasks(
+    chosen: Sequence[Task], options: argparse.Namespace, until: float, bucket: dict[str, Any] | None
+) -> list[Job]:  # fmt: skip
+    """The same of batch operations on documents."""
+    jobs: list[Job] = []
+    for number, task in enumerate(chosen):
+        quota = options.batch_kills // len(chosen) + (number < options.batch_kills % len(chosen))
+        given = {"task": task, "seed": options.seed + 10 * number, "bucket": bucket}
+        if options.every and str(task) in batch.MATRIX:
+            jobs.insert(0, (task, partial(batch.crash, every=options.every, **given)))
+        if quota:
+            killed = partial(batch.kill, quota=quota, documents=options.documents, until=until, **given)
+            jobs.append((task, killed))
+    return jobs
 
 
 def _jobs(pairs: Sequence[Pair], options: argparse.Namespace, until: float) -> list[Job]:
@@ -126,7 +169,7 @@ def _changes(chosen: Sequence[Change], options: argparse.Namespace, until: float
 
 
 def _work(jobs: list[Job], folder: Path, url: str) -> dict[str, Score]:
-    """Do all jobs in a few lanes, each with its own nursery. Scores by pair."""
+    """Do all jobs in a few lanes, each with its own log. Scores by pair."""
     waiting: queue.SimpleQueue[tuple[int, Job]] = queue.SimpleQueue()
     for numbered in enumerate(jobs):
         waiting.put(numbered)
@@ -135,25 +178,22 @@ def _work(jobs: list[Job], folder: Path, url: str) -> dict[str, Score]:
 
     def lane(number: int) -> None:
         nursery = Nursery(folder / f"lane{number}.log")
-        try:
-            while True:
-                try:
-                    job, (pair, action) = waiting.get_nowait()
-                except queue.Empty:
-                    return
-                began = time.monotonic()
-                try:
-                    score = action(nursery, folder / f"w{job}", url)
-                except Exception as exc:
-                    score = Score(findings=[f"{pair}: {type(exc).__name__}: {exc}"])
-                score.seconds = time.monotonic() - began
-                with lock:
-                    scores.setdefault(str(pair), Score()).__iadd__(score)
-                    what = f"{score.crashes} crashes" if score.crashes else f"{score.kills} kills"
-                    done = "right" if score.right else f"WRONG: {score.findings[:1]}"
-                    print(f"  {pair}: {what}, {score.runs} runs, {score.seconds:.0f} s, {done}", flush=True)
-        finally:
-            nursery.close()
+        while True:
+            try:
+                job, (pair, action) = waiting.get_nowait()
+            except queue.Empty:
+                return
+            began = time.monotonic()
+            try:
+                score = action(nursery, folder / f"w{job}", url)
+            except Exception as exc:
+                score = Score(findings=[f"{pair}: {type(exc).__name__}: {exc}"])
+            score.seconds = time.monotonic() - began
+            with lock:
+                scores.setdefault(str(pair), Score()).__iadd__(score)
+                what = f"{score.crashes} crashes" if score.crashes else f"{score.kills} kills"
+                done = "right" if score.right else f"WRONG: {score.findings[:1]}"
+                print(f"  {pair}: {what}, {score.runs} runs, {score.seconds:.0f} s, {done}", flush=True)
 
     lanes = [threading.Thread(target=lane, args=(number,)) for number in range(min(LANES, len(jobs)))]
     for thread in lanes:

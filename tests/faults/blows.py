@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from runner.sweeper import SILENT_SECONDS
-from tests import servers
+from tests import servers, warm
 from tests.faults.ledger_watch import LedgerWatch, Moved, Orphan, Stopwatch
 from tests.faults.matrix import KILLED, Score
 from tests.faults.nursery import Nursery
@@ -162,7 +162,7 @@ class Disturbed:
         with self.log.open("ab") as log:
             log.write(f"\n{time.strftime('%X')} $ vecrun {' '.join(arguments)}\n".encode())
             log.flush()
-            return subprocess.Popen(
+            return warm.Popen(
                 [*COMMAND, *arguments], cwd=self.directory, stdout=log, stderr=log, env=environment(),
                 stdin=subprocess.DEVNULL,
             )  # fmt: skip

@@ -55,17 +55,14 @@ def main() -> int:
     tally = Tally()
     with servers.postgres(durable=True) as postgres, servers.redis_server() as redis:
         world, nursery = World(postgres, redis), Nursery(folder / "nursery.log")
-        try:
-            for number, pair in enumerate(pairs):
-                quota = options.faults // len(pairs) + (number < options.faults % len(pairs))
-                seed, threads = options.seed + 1000 * number, 1 + number % 2
-                score, seen = _pair(
-                    nursery, folder / f"w{number}", pair, seed, world, options.points, threads, quota, until
-                )
-                scores[str(pair)] = score
-                tally += seen
-        finally:
-            nursery.close()
+        for number, pair in enumerate(pairs):
+            quota = options.faults // len(pairs) + (number < options.faults % len(pairs))
+            seed, threads = options.seed + 1000 * number, 1 + number % 2
+            score, seen = _pair(
+                nursery, folder / f"w{number}", pair, seed, world, options.points, threads, quota, until
+            )
+            scores[str(pair)] = score
+            tally += seen
     total = _show(pairs, scores, tally, left_out)
     if total.kills < options.faults and not options.seconds:
         total.findings.append(f"only {total.kills} of {options.faults} faults struck")

@@ -19,6 +19,7 @@ from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 
+from tests import warm
 from tests.faults.matrix import KILLED, Score
 from tests.faults.nursery import Nursery
 from tests.faults.scene import JOB, Pair
@@ -32,6 +33,7 @@ PATIENCE = 150
 #: How often a step is chosen; others count 1.
 WEIGHTS = {
     "copy_points": 10, "verify_points": 5, "replace_vectors": 12, "restore_vectors": 8, "set_model": 3, "set_serving": 2,
+    "delete_documents": 12, "edit_documents": 12, "reprocess_documents": 12, "restore_documents": 8,
 }  # fmt: skip
 BATCH = 25
 COMMAND = (sys.executable, "-m", "runner")
@@ -93,9 +95,7 @@ class Migration:
     def undisturbed(self, *arguments: str) -> bool:
         """Run it to its end. False (and a finding) when it does not succeed."""
         with self.log.open("ab") as log:
-            done = subprocess.run(
-                [*COMMAND, *arguments], cwd=self.directory, stdout=log, stderr=log, check=False, timeout=PATIENCE
-            )
+            done = warm.run([*COMMAND, *arguments], cwd=self.directory, stdout=log, stderr=log, timeout=PATIENCE)
         if done.returncode not in self.right:
             self.score.findings.append(f"vecrun {' '.join(arguments)} ended with {done.returncode}: see {self.log}")
         return done.returncode in self.right
@@ -105,7 +105,7 @@ class Migration:
         with self.log.open("ab") as log:
             log.write(f"\n$ vecrun {' '.join(arguments)}\n".encode())
             log.flush()
-            process = subprocess.Popen([*COMMAND, *arguments], cwd=self.directory, stdout=log, stderr=log)
+            process = warm.Popen([*COMMAND, *arguments], cwd=self.directory, stdout=log, stderr=log)
         run = self._wait_for_the_moment(process)
         process.kill()
         status = process.wait()

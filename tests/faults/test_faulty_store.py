@@ -32,6 +32,7 @@ from runner.points import CollectionSchema, IdKind, KeyRange, Payloads, PointBat
 from runner.store import ConnectionConfig, Problem, ReadOnlyStore, Store
 from runner.stores import open_store
 from runner.transform import IdMode
+from tests import warm
 from tests.faults import scene
 from tests.faults.scene import JOB, Pair
 from tests.faults.truth import Truth, compare
@@ -383,7 +384,7 @@ def test_a_scan_that_never_begins_is_given_up(bench: Bench) -> None:
 def vecrun(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """A real process."""
     command = [sys.executable, "-m", "runner", *arguments]
-    return subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False, timeout=120)
+    return warm.run(command, cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=120)
 
 
 def test_the_second_apply_of_a_job_is_refused_before_it_writes(bench: Bench) -> None:
@@ -448,7 +449,9 @@ cli.main()
 """
 
 
-@pytest.mark.parametrize("moment", ["copy", "verify_points recorded", "state before"])
+@pytest.mark.parametrize(
+    "moment", ["copy", "state before", pytest.param("verify_points recorded", marks=pytest.mark.long)]
+)
 def test_a_process_that_slept_beyond_its_lease_writes_nothing_more(tmp_path: Path, moment: str) -> None:
     bench = Bench(tmp_path / "w", "files", "")
     bench.set_limits(workers=1, lease_seconds=5)

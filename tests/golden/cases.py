@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import numpy as np
 
 from runner import commands
 from runner.plan import Plan
@@ -16,6 +20,7 @@ from runner.points import (
     Distance,
     IdKind,
     PayloadField,
+    Payloads,
     PayloadType,
     PointBatch,
     VectorField,
@@ -171,6 +176,105 @@ def retry(ws: Workspace) -> Plan:
     return made
 
 
+#: Of jobs on documents.
+DOCUMENTS = """\
+apiVersion: vecrun/v1
+kind: BatchOperation
+metadata: {{name: batch}}
+spec:
+  connection: a
+  collection: kb
+  documents:
+    connection: app
+    table: documents
+    name_column: title
+    file_column: file
+    tags_column: tags
+    chunks: {{table: chunks, text_column: content, position_column: position}}
+  files: {{connection: library}}
+  points: {{position_field: position}}
+  {more}
+"""
+
+
+def documents(ws: Workspace, more: str) -> commands.Context:
+    """A dozen documents of two chunks: points, rows and files; a table that refers to them."""
+    schema = CollectionSchema(
+        name="kb", id_kind=IdKind.STRING, vectors=(VectorField(name="", dimension=8, distance=Distance.COSINE),)
+    )
+    payloads = [
+        {
+            "document_id": f"d{number // 2}",
+            "position": number % 2,
+            "text": f"text {number}",
+            "words": number,
+            "tags": ["a"],
+        }
+        for number in range(24)
+    ]
+    batch = PointBatch(
+        [f"p{number:02}" for number in range(24)], {"": np.eye(24, 8, dtype=np.float32)}, Payloads(payloads)
+    )
+    batch.vectors[""][8:] = 0.5
+    with ws.store("a") as opened:
+        opened.create(schema)
+        opened.upsert("kb", batch)
+        opened.finish(schema)
+    with contextlib.closing(sqlite3.connect(ws.root / "app.db")) as database, database:
+        database.executescript(
+            "create table documents (id text primary key, title text, file text, tags json);"
+            "create table chunks (id integer primary key, document_id text references documents, vector_id text,"
+            " content text, position integer);"
+            "create table quotes (id integer primary key, document_id text references documents on delete cascade);"
+        )
+        rows = [(f"d{number}", f"Title {number}", f"d{number}.txt", '["a"]') for number in range(12)]
+        database.executemany("insert into documents values (?, ?, ?, ?)", rows)
+        database.executemany(
+            "insert into chunks (document_id, vector_id, content, position) values (?, ?, ?, ?)",
+            [(f"d{number // 2}", f"p{number:02}", f"text {number}", number % 2) for number in range(24)],
+        )
+    for number in range(12):
+        ws.write(f"library/d{number}.txt", f"text {2 * number}\n\nanother text {number}, longer than it was before")
+    text = (ws.root / "vecrun.yaml").read_text()
+    more_connections = "  app: {type: sql, url: 'sqlite:///./app.db'}\n  library: {type: folder, path: ./library}\n"
+    models = "models:\n  same: {provider: hash, dimension: 8}\n"
+    ws.write("vecrun.yaml", text.replace("connections:\n", "connections:\n" + more_connections, 1) + models)
+    ws.write("jobs/batch.yaml", DOCUMENTS.format(more=more))
+    return ws.context()
+
+
+def planned(context: commands.Context, ws: Workspace) -> Plan:
+    """The plan of the job on documents."""
+    return commands.plan(context, ws.root / "jobs" / "batch.yaml")
+
+
+def documents_delete(ws: Workspace) -> Plan:
+    """Documents of a file of ids, with rows and files; one is not there, and another table refers to them."""
+    ws.write("gone.txt", "d1\nd2\nd3\nd99\n")
+    return planned(
+        documents(ws, "operation: delete\n  delete: {files: true}\n  select: {file: gone.txt}\n  retention: 7d"), ws
+    )
+
+
+def documents_edit(ws: Workspace) -> Plan:
+    """Metadata of documents that a filter finds; all of them, with more than can be shown."""
+    more = "operation: update_metadata\n  metadata: {merge: {reviewed: {by: legal}}, set: {status: final}, remove: [words]}\n"
+    return planned(documents(ws, more + "  select: {where: [{field: words, op: gte, value: 2}]}"), ws)
+
+
+def documents_reprocess(ws: Workspace) -> Plan:
+    """Chunks out of files; one chunk of each document stays."""
+    more = "operation: reprocess\n  reprocess: {parse: true, split: {size: 50}, model: same}\n"
+    return planned(documents(ws, more + "  select: {query: \"select id from documents where id <= 'd2'\"}"), ws)
+
+
+def documents_back(ws: Workspace) -> Plan:
+    """The way back from tags that were added."""
+    context = documents(ws, "operation: add_tags\n  tags: [b]\n  select: {ids: [d1, d2]}")
+    commands.apply(context, planned(context, ws))
+    return commands.plan_rollback(context, "batch")
+
+
 CASES: dict[str, Callable[[Workspace], Plan]] = {
     "simple": simple,
     "everything": everything,
@@ -183,6 +287,10 @@ CASES: dict[str, Callable[[Workspace], Plan]] = {
     "incremental": incremental,
     "put-back": put_back,
     "retry": retry,
+    "documents-delete": documents_delete,
+    "documents-edit": documents_edit,
+    "documents-reprocess": documents_reprocess,
+    "documents-back": documents_back,
 }
 
 

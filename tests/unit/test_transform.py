@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from runner.conditions import Condition
 from runner.errors import Permanent
 from runner.points import IdKind, Payload, Payloads, PointBatch, PointId, canonical_uuid
-from runner.transform import Condition, IdMode, Transform, id_mode, map_id
+from runner.transform import IdMode, Transform, id_mode, map_id
 
 
 def batch(payloads: list[Payload], ids: list[PointId] | None = None, **columns: Any) -> PointBatch:

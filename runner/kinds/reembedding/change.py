@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from runner.clauses.cost import Cost, Work
 from runner.embedder import ModelIdentity, money
-from runner.kinds.reembedding.estimate import Cost, Work
 from runner.kinds.reembedding.spec import ReembeddingSpec
 from runner.plan import Fact, Place, VersionRows
 from runner.points import CollectionSchema, VectorField

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from runner.clauses.collection import resolved, vector_of
+from runner.clauses.cost import cost as cost_of
 from runner.clauses.texts import Choice
 from runner.kinds.reembedding import estimate
 from runner.kinds.reembedding.change import Change
 from runner.kinds.reembedding.spec import ReembeddingSpec
-from runner.kinds.reembedding.target import change_of, resolved, vector_of
+from runner.kinds.reembedding.target import change_of
 from runner.state import State
 from runner.world import World
 
@@ -17,14 +19,14 @@ def check(job: str, spec: ReembeddingSpec, world: World, state: State, *, applie
     """current_model, configured_model, needs_reembed, dimension_changed, texts, estimated_tokens, estimated_cost (USD),
     estimated_time (seconds); None where something is not known. `applied`: exactly this spec was, so its new collection is
     looked at."""
-    store, place = world.store(spec.connection), resolved(spec, world)
+    store, place = world.store(spec.connection), resolved(spec.connection, spec.collection, world)
     made = [item.place for item in state.world if item.role == "target"]
     if applied and made and world.store(made[0].connection).inspect(made[0].collection) is not None:
         place = made[0]
     schema = store.inspect(place.collection)
     assert schema is not None
     embedder = world.embedder(spec.model)
-    identity, before = embedder.identity(), vector_of(spec, place, schema)
+    identity, before = embedder.identity(), vector_of(spec.vector, place, schema)
     changed = identity.dimension != before.dimension
     lasting = spec.model_copy(update={"strategy": "create_new_collection"})
     change = change_of(job, lasting, world, state, store, place, schema, before, identity)
@@ -34,7 +36,7 @@ def check(job: str, spec: ReembeddingSpec, world: World, state: State, *, applie
     work = estimate.sample(world, world.kept, place, change.embed, embedder, choice)
     if same and spec.documents is None and current["from"] != "vecrun":
         work.texts = work.tokens = 0  # the model is the same, and nobody recorded the texts
-    cost = estimate.cost(work, embedder)
+    cost = cost_of(work, embedder)
     return {
         "job": job, "collection": str(place), "points": work.points,
         "current_model": current,

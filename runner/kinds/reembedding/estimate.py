@@ -1,53 +1,18 @@
-"""What changing the model costs and takes, from a sample of the texts, the model's tokenizer, price and limits."""
+"""How much there is to embed, from a sample of the texts, or from all of them."""
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass, field
-
+from runner.clauses.cost import Work
 from runner.clauses.texts import Choice, texts_of
 from runner.embedder import Embedder
-from runner.errors import Refused, Transient
 from runner.plan import Place
-from runner.points import KeyRange, PointBatch
+from runner.points import KeyRange
 from runner.transform import Embedding
 from runner.vectors import Failure, Vectors, text_key
 from runner.world import World
 
 #: Points that are read from each of so many places of the key order.
 PLACES, POINTS = 8, 250
-#: Texts of the probe request that measures the model's speed.
-PROBE_TEXTS = 16
-_WORDS = "the model is asked how fast it answers with a text that nobody needs and that is as long as yours are "
-
-
-@dataclass
-class Work:
-    """What there is to embed. `points` of the collection; `texts` of them that are to be embedded, and their tokens."""
-
-    points: int
-    texts: int = 0
-    known: int = 0  # of these, texts whose vectors are kept from before: nobody is asked for them
-    tokens: int = 0  # of the others
-    exact: bool = False  # every text was looked at
-    sampled: int = 0
-    failing: dict[str, int] = field(default_factory=dict)  # why a text cannot be embedded -> how many of the sample
-    too_long: int = 0  # texts of the sample beyond what the model takes
-    first: PointBatch | None = None  # some of the points
-    point_bytes: float = 0.0
-    characters: int = 0  # of an average text
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Tokens, USD (None: no price is known), seconds (None: nothing was measured), and how each is known."""
-
-    tokens: int
-    usd: float | None
-    seconds: float | None
-    counting: str
-    price: str
-    speed: str
 
 
 def sample(
@@ -103,40 +68,3 @@ def sample(
     work.characters = round(characters / wanted) if wanted else 0
     work.point_bytes = size / work.sampled if work.sampled else 0.0
     return work
-
-
-def cost(work: Work, embedder: Embedder) -> Cost:
-    """What embedding will cost. Asks the model once, for texts of the same length that are not the user's."""
-    price = embedder.price()
-    usd = work.tokens * price.usd / 1e6 if price is not None else None
-    seconds, speed = _seconds(work, embedder)
-    source = (
-        price.source if price is not None else f"no price of {embedder.provider} is known; give price in vecrun.yaml"
-    )
-    return Cost(work.tokens, usd, seconds, embedder.counting, source, speed)
-
-
-def _seconds(work: Work, embedder: Embedder) -> tuple[float | None, str]:
-    bounds, waits = embedder.bounds(), list[tuple[float, str]]()
-    asked = work.texts - work.known
-    if asked <= 0:
-        return 0.0, ""
-    texts = min(PROBE_TEXTS, bounds.items)
-    text = (_WORDS * (work.characters // len(_WORDS) + 1))[: max(work.characters, 10)]
-    began = time.monotonic()
-    try:
-        embedder.embed([f"{number} {text}" for number in range(texts)])
-    except (Transient, Refused) as exc:
-        return None, f"the probe was not answered: {exc}"
-    rate = texts / max(time.monotonic() - began, 1e-6) * bounds.concurrency
-    waits.append((asked / rate, f"{rate:,.0f} texts a second, as a probe measured just now"))
-    if bounds.requests_per_minute:
-        waits.append(
-            (
-                60 * asked / bounds.items / bounds.requests_per_minute,
-                f"{bounds.requests_per_minute:,} requests a minute",
-            )
-        )
-    if bounds.tokens_per_minute:
-        waits.append((60 * work.tokens / bounds.tokens_per_minute, f"{bounds.tokens_per_minute:,} tokens a minute"))
-    return max(waits)

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from runner.embedder import money
-from runner.kinds.reembedding import estimate
+from runner.clauses.cost import Work
 from runner.kinds.reembedding.change import Change
-from runner.kinds.reembedding.spec import ReembeddingSpec
-from runner.points import CollectionSchema, Datatype, PointBatch
-from runner.settings import duration_seconds
-from runner.store import INDEX, NORMS, Problem, Store
-from runner.world import World
+from runner.points import Datatype, PointBatch
+from runner.store import Problem, Store
 
 #: Codes of this kind.
-COST = "VC101"
-TIME = "VC102"
-UNHELD = "VC103"
 COLUMNS = "VL203"
 ALREADY = "VI117"
-NO_PRICE = "VI110"
 FAILING = "VI111"
 TOO_LONG = "VI112"
 DIMENSION = "VI113"
@@ -34,7 +26,7 @@ VERSION_COLUMN = "VX208"
 SHARED_IDS = "VX209"
 
 
-def of_change(change: Change, store: Store, work: estimate.Work) -> list[Problem]:
+def of_change(change: Change, store: Store, work: Work) -> list[Problem]:
     """What stands in the way, and what a reviewer must know."""
     spec, found = change.spec, list[Problem]()
     if store.capabilities().shared_ids and (
@@ -101,18 +93,6 @@ def trusted(points: int) -> Problem:
     return Problem(TRUSTED, message)
 
 
-def of_saving(kept: CollectionSchema, store: Store, work: estimate.Work) -> list[Problem]:
-    """What of the old points another store would not give back exactly."""
-    found = [item for item in store.fit(kept)[1] if item.code != INDEX]
-    if work.first is not None:
-        found += store.problems(kept, work.first)
-    scaled = [item for item in kept.vectors if item.distance in store.capabilities().normalises]
-    if scaled and NORMS not in {item.code for item in found}:
-        names = ", ".join(item.name or "(unnamed)" for item in scaled)
-        found.append(Problem(NORMS, "the store scales vectors to length 1, so they do not come back exactly", names))
-    return list({item.code + item.message: item for item in found}.values())
-
-
 def of_rows(change: Change, named: int) -> list[Problem]:
     """What is said of the rows that carry versions; they name so many points."""
     rows, found = change.rows, list[Problem]()
@@ -134,7 +114,7 @@ def of_rows(change: Change, named: int) -> list[Problem]:
     return found
 
 
-def _payload_problems(change: Change, store: Store, work: estimate.Work) -> list[Problem]:
+def _payload_problems(change: Change, store: Store, work: Work) -> list[Problem]:
     """What of some points the target could not hold, their new vector aside."""
     if work.first is None:
         return []
@@ -144,20 +124,3 @@ def _payload_problems(change: Change, store: Store, work: estimate.Work) -> list
     vectors = {key: matrix for key, matrix in batch.vectors.items() if key != name}
     bare = PointBatch(batch.ids, vectors, batch.payloads, batch.sparse, batch.missing, batch.partitions)
     return store.problems(change.schema.model_copy(update={"vectors": others}), bare)
-
-
-def of_cost(spec: ReembeddingSpec, world: World, cost: estimate.Cost) -> list[Problem]:
-    policies, found = world.settings.workspace.policies, list[Problem]()
-    most = min((value for value in (spec.budget.usd, policies.usd) if value is not None), default=None)
-    if cost.usd is None and cost.tokens and most is not None:
-        message = f"at most {money(most)} USD are allowed, and that cannot be held: {cost.price}"
-        found.append(Problem(UNHELD, f"about {cost.tokens:,} tokens; {message}"))
-    elif cost.usd is None and cost.tokens:
-        found.append(Problem(NO_PRICE, f"about {cost.tokens:,} tokens; {cost.price}"))
-    if most is not None and cost.usd is not None and cost.usd > most:
-        found.append(Problem(COST, f"embedding costs about {money(cost.usd)} USD; at most {money(most)} is allowed"))
-    times = [duration_seconds(value) for value in (spec.budget.time, policies.time) if value is not None]
-    if times and cost.seconds is not None and cost.seconds > min(times):
-        allowed = f"{min(times):,} s" if min(times) < 120 else f"{min(times) / 60:,.0f} minutes"
-        found.append(Problem(TIME, f"embedding takes longer than the {allowed} that are allowed"))
-    return found

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from runner.clauses.spec import Acceptance, Cutover, LiveSource, Verify
+from runner.clauses.spec import Acceptance, Budget, Cutover, LiveSource, Verify
 from runner.plan import InfoRow
 from runner.points import Distance, VectorIndex
 from runner.settings import MODEL, Duration
@@ -100,13 +100,6 @@ class Failures(SpecModel):
     allow: int = Field(
         0, ge=0, description="Go on to the cutover with at most so many; they are listed and can be retried."
     )
-
-
-class Budget(SpecModel):
-    """What the run may cost; a plan above it must be accepted (VC101, VC102). A run stops before it spends more USD, unless VC101 is accepted."""
-
-    usd: float | None = Field(None, ge=0)
-    time: Duration | None = None
 
 
 class ReembeddingSpec(SpecModel):

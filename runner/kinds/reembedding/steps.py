@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from runner.clauses.collection import resolved, saving_problems, vector_of
+from runner.clauses.cost import Cost, Work, cost_problems
+from runner.clauses.cost import cost as cost_of
 from runner.clauses.live import LivePlan
 from runner.clauses.spec import notice
 from runner.clauses.texts import Choice
@@ -9,7 +12,7 @@ from runner.kinds import Draft
 from runner.kinds.reembedding import estimate, findings
 from runner.kinds.reembedding.change import Change, describe
 from runner.kinds.reembedding.spec import ReembeddingSpec
-from runner.kinds.reembedding.target import change_of, observed, resolved, vector_of
+from runner.kinds.reembedding.target import change_of, observed
 from runner.plan import (
     CheckQuality,
     CopyPoints,
@@ -42,12 +45,12 @@ def plan_steps(job: str, spec: ReembeddingSpec, world: World, state: State, *, a
     """Look at a sample of the texts (incremental: at all of them) and say what has to be done."""
     accepted = {item.code: item.reason for item in spec.accept}
     draft = Draft(retention=spec.retention or "")
-    store, place = world.store(spec.connection), resolved(spec, world)
+    store, place = world.store(spec.connection), resolved(spec.connection, spec.collection, world)
     schema = store.inspect(place.collection)
     assert schema is not None
     embedder, kept = world.embedder(spec.model), world.kept
     identity, found = embedder.identity(), list[Problem]()
-    before = vector_of(spec, place, schema)
+    before = vector_of(spec.vector, place, schema)
     if identity.dimension != before.dimension:
         if applied:  # the new collection was made; the job still names the old one
             return draft
@@ -85,8 +88,8 @@ def plan_steps(job: str, spec: ReembeddingSpec, world: World, state: State, *, a
                 )
             )
         draft.world.append(observed(change.target, "target", existing, held if existing is not None else None, spec))
-    cost = estimate.cost(work, embedder)
-    found += findings.of_cost(spec, world, cost)
+    cost = cost_of(work, embedder)
+    found += cost_problems(spec.budget, world, cost)
     _arrange(job, change, world, state, work, cost, draft)
     where = str(place)
     draft.notices = [
@@ -116,7 +119,7 @@ def _live(change: Change) -> LivePlan:
 
 
 def _arrange(
-    job: str, change: Change, world: World, state: State, work: estimate.Work, cost: estimate.Cost, draft: Draft
+    job: str, change: Change, world: World, state: State, work: Work, cost: Cost, draft: Draft
 ) -> None:  # fmt: skip
     """The order of everything: data, verification, quality, marks away, readers, marks."""
     spec, steps = change.spec, draft.steps
@@ -164,7 +167,7 @@ def _arrange(
     )
     if change.saved.connection != change.target.connection:
         elsewhere, accepted = world.store(change.saved.connection), {item.code: item.reason for item in spec.accept}
-        problems = findings.of_saving(kept, elsewhere, work)
+        problems = saving_problems(kept, elsewhere, work.first)
         draft.notices += [notice(item, str(change.saved), accepted) for item in problems]
         kept = elsewhere.fit(kept)[0]
     moving = Live(bound=spec.live.bound, passes=spec.live.passes, accept=accept) if spec.live is not None else None

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from runner.clauses.spec import saved_name
+from runner.clauses.collection import free_saved
+from runner.clauses.cost import COST
 from runner.embedder import ModelIdentity
-from runner.errors import NotFound, Permanent
+from runner.errors import Permanent
 from runner.kinds.reembedding.change import Change
-from runner.kinds.reembedding.findings import COST
 from runner.kinds.reembedding.spec import ReembeddingSpec
 from runner.plan import (
     Observed,
@@ -14,40 +14,11 @@ from runner.plan import (
     VersionRows,
 )
 from runner.points import CollectionSchema, Datatype, PayloadField, PayloadType, VectorField
-from runner.spec import digest, suggest
+from runner.spec import digest
 from runner.state import State
 from runner.store import Store
 from runner.transform import Embedding, TextColumn, Transform
 from runner.world import World
-
-
-def resolved(spec: ReembeddingSpec, world: World) -> Place:
-    """The collection that is meant: by its name, an alias of the store, or a serving pointer."""
-    store = world.store(spec.connection)
-    existing, aliases = store.collections(), store.aliases()
-    if spec.collection in existing or store.inspect(spec.collection) is not None:
-        return Place(connection=spec.connection, collection=spec.collection)
-    name = aliases.get(spec.collection)
-    pointer = world.serving().get(spec.collection)
-    if name is None and pointer is not None and pointer.connection == spec.connection:
-        name = pointer.collection
-    if name is None or store.inspect(name) is None:
-        raise NotFound(
-            "No such collection", f"{spec.collection!r} in {spec.connection}",
-            suggest(spec.collection, [*existing, *aliases]) or "there are no collections",
-        )  # fmt: skip
-    return Place(connection=spec.connection, collection=name)
-
-
-def vector_of(spec: ReembeddingSpec, place: Place, schema: CollectionSchema) -> VectorField:
-    """The vector that is to be made anew."""
-    names = [item.name for item in schema.vectors]
-    if spec.vector is not None and spec.vector not in names:
-        raise NotFound("No such vector", f"{spec.vector!r} in {place}", suggest(spec.vector, names))
-    if not names or (spec.vector is None and len(names) > 1):
-        known = ", ".join(map(repr, names)) or "no dense vector"
-        raise Permanent("Which vector is to be made anew?", f"{place} has {known}", "Say it in the job: vector: NAME")
-    return schema.vector(spec.vector if spec.vector is not None else names[0])
 
 
 def _old(spec: ReembeddingSpec, world: World, before: VectorField) -> Embedding | None:
@@ -93,7 +64,7 @@ def change_of(
     if spec.in_place:
         key = f"{job}:{state.lineage}:{state.serial}"
         where = spec.save_to or place.connection
-        saved = Place(connection=where, collection=_free(world.store(where), place.collection, key))
+        saved = Place(connection=where, collection=free_saved(world.store(where), place.collection, key))
     else:
         name = spec.to.replace("{name}", place.collection).replace("{model}", _word(spec.model))
         target = Place(connection=place.connection, collection=name)
@@ -111,13 +82,6 @@ def change_of(
         spec, place, target, saved, wish, before, transform, embed, _old(spec, world, before), rows,
         store.count(place.collection), switches,
     )  # fmt: skip
-
-
-def _free(store: Store, name: str, key: str) -> str:
-    """A name for the saved points that no collection has: a rolled back run may have left none, an applied one has."""
-    while store.inspect(saved_name(name, key)) is not None:
-        key += "+"
-    return saved_name(name, key)
 
 
 def _word(name: str) -> str:

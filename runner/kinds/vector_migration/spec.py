@@ -7,10 +7,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from runner.clauses.spec import Acceptance, Cutover, LiveSource, Verify
+from runner.conditions import Condition
 from runner.points import IdKind, VectorIndex
 from runner.settings import Duration
 from runner.spec import SpecModel
-from runner.transform import Cast, Condition
+from runner.transform import Cast
 
 #: Payload field that keeps the source id of mapped points, unless the spec names another.
 ORIGINAL_ID_FIELD = "_vecrun_id"

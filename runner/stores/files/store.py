@@ -10,6 +10,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, cast
 
+from runner.conditions import Condition
 from runner.errors import Permanent
 from runner.points import (
     CollectionSchema,
@@ -26,6 +27,7 @@ from runner.points import (
 )
 from runner.store import PAYLOAD_FIELD, PRECISION, Capabilities, ConnectionConfig, Health, Hit, Problem, Store
 from runner.stores.files.catalog import Catalog
+from runner.stores.files.conditions import Filter, compiled
 from runner.stores.files.disk import translated
 from runner.stores.files.manifest import FORMAT_VERSION, FilesConfig, Manifest
 from runner.stores.files.parts import (
@@ -147,11 +149,28 @@ class FilesStore(Store):
         self, name: str, keys: KeyRange, after: PointId | None = None, batch_size: int = 1000
     ) -> Iterator[PointBatch]:
         """Reads one row group of each overlapping part at a time; a part merged away meanwhile is no obstacle."""
+        return self._pages(name, keys, after, batch_size)
+
+    def candidates(self, name: str, where: Sequence[Condition], batch_size: int) -> Iterator[PointBatch]:
+        """Reads ids and payloads alone, and parses the payloads that a regular expression finds."""
+        return self._pages(name, KeyRange(), None, batch_size, whole=False, keep=compiled(where))
+
+    def _pages(
+        self,
+        name: str,
+        keys: KeyRange,
+        after: PointId | None,
+        size: int,
+        *,
+        whole: bool = True,
+        keep: Filter | None = None,
+    ) -> Iterator[PointBatch]:
+        """Points in the order of ids; with or without their vectors, all or what the filter keeps."""
         first = self._catalog.find(name)
         while first is not None:
             manifest = self._catalog.get(name)  # a collection dropped in the middle is not one that ended
             try:
-                with closing(self._batches(name, manifest, keys, after, batch_size)) as batches:
+                with closing(self._batches(name, manifest, keys, after, size, whole, keep)) as batches:
                     for batch in batches:
                         after = batch.ids[-1]
                         yield batch
@@ -252,28 +271,40 @@ class FilesStore(Store):
         return merged(manifest.parts, self._opener(name), columns=[*KEYS, DELETED])
 
     def _batches(
-        self, name: str, manifest: Manifest, keys: KeyRange, after: PointId | None, size: int
+        self,
+        name: str,
+        manifest: Manifest,
+        keys: KeyRange,
+        after: PointId | None,
+        size: int,
+        whole: bool,
+        keep: Filter | None,
     ) -> Generator[PointBatch, None, None]:
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        rest = None
-        tables = merged(manifest.parts, self._opener(name), keys, after)
+        rest, collection, columns = None, manifest.collection, None
+        if not whole:
+            collection = collection.model_copy(update={"vectors": (), "sparse": ()})
+            columns = [*KEYS, DELETED, "payload"]
+        tables = merged(manifest.parts, self._opener(name), keys, after, columns)
         with translated(name, passing=FileNotFoundError), closing(tables):
-            for whole in tables:
-                table = whole
+            for found in tables:
+                table = found
                 if keys.partition is not None:
-                    if manifest.collection.partitions is None:
+                    if collection.partitions is None:
                         return
-                    table = whole.filter(pc.equal(whole["partition"], keys.partition))
+                    table = table.filter(pc.equal(table["partition"], keys.partition))
+                if keep is not None:
+                    table = keep(table)
                 rest = table if rest is None else pa.concat_tables([rest, table], promote_options="default")
                 start = 0
                 while rest.num_rows - start >= size:
-                    yield to_batch(manifest.collection, rest.slice(start, size))
+                    yield to_batch(collection, rest.slice(start, size))
                     start += size
                 rest = rest.slice(start) if start < rest.num_rows else None
             if rest is not None and rest.num_rows:
-                yield to_batch(manifest.collection, rest)
+                yield to_batch(collection, rest)
 
     def _written(self, name: str, level: int, tables: Iterable[pa.Table]) -> PartWriter:
         """`tables` as one run of part files, which no manifest names yet."""

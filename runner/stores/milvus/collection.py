@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
+from runner.conditions import Condition
 from runner.errors import Permanent, StoreError, TooLarge
 from runner.points import CollectionSchema, Float32Matrix, KeyRange, PointBatch, PointId
 from runner.store import Hit, check_queries
 from runner.stores.milvus import definition, search
 from runner.stores.milvus.columns import joined, keys_of, pack, unpack
+from runner.stores.milvus.conditions import compiled
 from runner.stores.milvus.connection import Connection
 from runner.stores.milvus.errors import ABSENT, UNLOADED
 from runner.stores.milvus.filters import MOST_IDS, among, in_range
-from runner.stores.milvus.layout import DEFAULT_PARTITION, FLOAT_VECTOR, described, partition_key_of
+from runner.stores.milvus.layout import DEFAULT_PARTITION, FLOAT_VECTOR, Layout, described, partition_key_of
 
 #: offset + limit of one query; the server's `quotaAndLimits.limits.maxQueryResultWindow`.
 _WINDOW = 16_384
@@ -93,30 +96,59 @@ class Collection:
             yield key
 
     def scan(self, keys: KeyRange, after: PointId | None, batch_size: int) -> Iterator[PointBatch]:
-        """Keyset pages in key order (bytes of UTF-8 for VARCHAR), as they were acknowledged when the scan began.
+        clock = self._connection.clock()
+        for batch in self._pages(self.layout, keys, after, batch_size, clock):
+            self._add_partitions(batch, keys.partition, clock)
+            for start in range(0, len(batch), batch_size):
+                yield batch.slice(start, start + batch_size)
+
+    def candidates(self, where: Sequence[Condition], batch_size: int) -> Iterator[PointBatch]:
+        """Keyset pages of what the compiled conditions find, without vectors. Lite filters in Python, which takes longer
+        than to read all payloads, and looks at all points for each page, so that its pages are as large as they may."""
+        layout, lite = replace(self.layout, dense={}, sparse=()), self._connection.lite
+        narrow = "" if lite else compiled(self.layout, where)
+        size, after = _WINDOW if lite else batch_size, None
+        while True:
+            try:
+                for batch in self._pages(layout, KeyRange(), after, size, self._connection.clock(), narrow):
+                    after = batch.ids[-1]
+                    for start in range(0, len(batch), batch_size):
+                        part = batch.slice(start, start + batch_size)
+                        yield PointBatch(part.ids, {}, part.payloads)
+                return
+            except Permanent:  # an expression this version does not know
+                if not narrow:
+                    raise
+                narrow = ""  # all points from here on have the rest
+
+    def _pages(
+        self, layout: Layout, keys: KeyRange, after: PointId | None, batch_size: int, clock: int, narrow: str = ""
+    ) -> Iterator[PointBatch]:
+        """Keyset pages in key order (bytes of UTF-8 for VARCHAR), as they were acknowledged at `clock`, with the vectors
+        of `layout`; only what the expression `narrow` finds.
 
         A server answers `key > last limit n` in key order; Lite does so when it is asked as an iterator. The first page
         waits (about 200 ms) until the node has seen the timestamp taken at the start, later pages find it seen.
         """
         self._check_readable()
-        clock, rows, last = self._connection.clock(), min(batch_size, _WINDOW), after
+        whole = layout is self.layout
+        outputs = self._outputs if whole else [layout.key, *layout.typed, *(["$meta"] if layout.dynamic else [])]
+        rows, last = min(batch_size, _WINDOW), after
         while True:
-            expr = in_range(self.layout, keys, last)
+            expr = " and ".join(filter(None, [f"({narrow})" if narrow else "", in_range(layout, keys, last)]))
             try:
-                answer = self._query(expr, self._outputs, limit=rows, partition=keys.partition, clock=clock)
+                answer = self._query(expr, outputs, limit=rows, partition=keys.partition, clock=clock)
             except TooLarge:
                 if rows == 1:
                     raise
                 rows = max(1, rows // 4)
                 continue
-            batch = unpack(self.layout, answer.fields_data)
+            batch = unpack(layout, answer.fields_data)
             if not len(batch):
                 return
             if any(a >= b for a, b in pairwise(batch.ids)):  # type: ignore[operator]
                 raise Permanent("The server answered out of key order", self._place, "Use Milvus 2.3 or newer.")
-            self._add_partitions(batch, keys.partition, clock)
-            for start in range(0, len(batch), batch_size):
-                yield batch.slice(start, start + batch_size)
+            yield batch
             if len(batch) < rows:
                 return
             last = batch.ids[-1]

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Iterator, Sequence
 
+from runner.conditions import Condition
 from runner.errors import Permanent, StoreError, TooLarge
 from runner.points import CollectionSchema, Datatype, Float32Matrix, IdKind, KeyRange, Payloads, PointBatch, PointId
 from runner.store import Capabilities, ConnectionConfig, Health, Hit, Problem, Store
@@ -182,6 +183,11 @@ class MilvusStore(Store):
     def fetch(self, name: str, ids: Sequence[PointId]) -> PointBatch:
         collection = self._collection(name)
         return PointBatch([], {}, Payloads([])) if collection is None else collection.fetch(ids)
+
+    def candidates(self, name: str, where: Sequence[Condition], batch_size: int) -> Iterator[PointBatch]:
+        collection = self._collection(name)
+        if collection is not None:
+            yield from collection.candidates(where, batch_size)
 
     def search(self, name: str, vector: str, queries: Float32Matrix, limit: int) -> list[list[Hit]]:
         collection = self._collection(name)

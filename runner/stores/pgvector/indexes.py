@@ -74,10 +74,15 @@ def build_payload_index(conn: Connection, table: Table, item: PayloadField, memo
         _build(conn, memory, f"{start} gin (({quoted(table.root)} -> {literal(item.name)}) jsonb_path_ops)")
     elif table.root:
         value = f"({quoted(table.root)} ->> {literal(item.name)})"
+        # a condition asks for arrays as well, and only with an index of those that there are does it use the other one
+        arrays = (
+            f"CREATE INDEX IF NOT EXISTS {quoted(table.index_name(f'arrays {item.name}'))} ON {table.relation}"
+            f" ({quoted(table.id_column)}) WHERE jsonb_typeof({quoted(table.root)} -> {literal(item.name)}) = 'array'"
+        )
         try:
-            _build(conn, memory, f"{start} {'hash' if item.type == PayloadType.TEXT else 'btree'} ({value})")
+            _build(conn, memory, f"{start} {'hash' if item.type == PayloadType.TEXT else 'btree'} ({value})", arrays)
         except psycopg.errors.ProgramLimitExceeded:  # a value is too long for a btree
-            _build(conn, memory, f"{start} hash ({value})")
+            _build(conn, memory, f"{start} hash ({value})", arrays)
 
 
 def _build(conn: Connection, memory: str, *statements: str) -> None:

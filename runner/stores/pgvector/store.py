@@ -6,15 +6,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
+from runner.conditions import Condition
 from runner.errors import Permanent, TooLarge
 from runner.points import CollectionSchema, Float32Matrix, KeyRange, Payloads, PointBatch, PointId
 from runner.store import INDEX, PARTITIONS, Capabilities, ConnectionConfig, Health, Hit, Problem, Store, check_queries
 from runner.stores.pgvector import limits
 from runner.stores.pgvector.aliases import aliases_of, set_alias, taken
 from runner.stores.pgvector.catalog import Catalog
+from runner.stores.pgvector.conditions import where_sql
 from runner.stores.pgvector.config import PgvectorConfig
 from runner.stores.pgvector.connection import Pool
 from runner.stores.pgvector.indexes import build_payload_index, build_vector_index, fit_index
@@ -140,6 +143,23 @@ class PgvectorStore(Store):
         if table is None:
             return PointBatch(ids=[], vectors={}, payloads=Payloads([]))
         return self._read(table, f" AND {table.ids_sql()}", [table.possible(ids)])
+
+    def candidates(self, name: str, where: Sequence[Condition], batch_size: int) -> Iterator[PointBatch]:
+        """Keyset pages of the rows for which the compiled conditions are true; no vector is read."""
+        table = self._catalog.find(name)
+        if table is None:
+            return
+        table, column, values = replace(table, vectors=()), f"t.{quoted(table.id_column)}", list[Any]()
+        narrow = where_sql(table, where, values)
+        after: list[PointId] = []
+        while True:
+            beyond = f" AND {column} > ${len(values) + 1}::{table.id_type}" if after else ""
+            batch = self._read(table, f"{narrow}{beyond} ORDER BY {column} LIMIT {int(batch_size)}", values + after)
+            if len(batch):
+                yield PointBatch(batch.ids, {}, batch.payloads)
+            if len(batch) < batch_size:
+                return
+            after = [batch.ids[-1]]
 
     def search(self, name: str, vector: str, queries: Float32Matrix, limit: int) -> list[list[Hit]]:
         """A few rows are ordered by the operator alone; PostgreSQL decides whether the index is worth it."""

@@ -10,8 +10,10 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-from runner.errors import NotFound, Transient
+from runner.conditions import Condition
+from runner.errors import NotFound, Permanent, Transient
 from runner.points import IdKind, KeyRange, PointBatch, PointId
+from runner.stores.qdrant.conditions import Index, compiled
 from runner.stores.qdrant.connection import Connection
 from runner.stores.qdrant.definition import dense_params, is_sharded
 from runner.stores.qdrant.points import (
@@ -28,6 +30,8 @@ from runner.stores.qdrant.points import (
 
 #: Ids that `cut` reads at most; a sample of this size places a boundary within about 1 % of where it should be.
 SAMPLE = 10_000
+#: Points of one filtered page in local mode, which looks at all points for each page.
+_LOCAL_PAGE = 10_000
 _FIRST_UUID = "00000000-0000-0000-0000-000000000000"
 
 
@@ -109,14 +113,66 @@ class Collection:
             if offset is None or stop < len(batch):
                 return
 
+    def candidates(self, where: Sequence[Condition], batch_size: int) -> Iterator[PointBatch]:
+        """Pages of payloads in the order of ids, all that pass the filter. A server may refuse a filter on a field
+        without index (strict mode): then all points come."""
+        if self.layout is None:
+            return
+        local = self._connection.local
+        narrow = compiled(where, self._index_of)
+        size = max(batch_size, _LOCAL_PAGE) if local and narrow is not None else batch_size
+        offset: PointId | None = None
+        while True:
+            try:
+                batch, offset = self._page(Layout({}, [], False), None, offset, size, narrow, whole=False)
+            except Permanent:
+                if narrow is None:
+                    raise
+                narrow = None  # a page of all points from here on has the rest
+                continue
+            for start in range(0, len(batch), batch_size):
+                yield batch.slice(start, start + batch_size)
+            if offset is None:
+                return
+
+    def _index_of(self, key: str) -> Index:
+        """Of integers if every point with a value under `key` is in the index, so that no other number is there (but
+        in an array beside an integer)."""
+        from qdrant_client import models
+
+        if self._connection.local or (info := self._connection.info(self._name)) is None:
+            return Index.NONE
+        index = info.payload_schema.get(key)
+        if index is None or index.data_type not in (models.PayloadSchemaType.INTEGER, models.PayloadSchemaType.FLOAT):
+            return Index.NONE
+        if index.data_type == models.PayloadSchemaType.FLOAT:
+            return Index.FLOATS
+        empty = models.IsEmptyCondition(is_empty=models.PayloadField(key=key))
+        with self._connection.calling(f"count in {self._name}"):
+            there = self._client.count(self._name, count_filter=models.Filter(must_not=[empty]), exact=True)
+        return Index.INTEGERS if there.count <= index.points else Index.PARTIAL
+
     def _page(
-        self, layout: Layout, shard_key: int | str | None, offset: PointId | None, limit: int
+        self,
+        layout: Layout,
+        shard_key: int | str | None,
+        offset: PointId | None,
+        limit: int,
+        narrow: Any = None,
+        *,
+        whole: bool = True,
     ) -> tuple[PointBatch, PointId | None]:
-        """Up to `limit` points from `offset` on in the order of ids, and the first id after them."""
+        """Up to `limit` points from `offset` on in the order of ids, and the first id after them. `narrow` is a filter,
+        a page that is not `whole` has no vectors."""
         with self._connection.calling(f"scan {self._name}"):
             if not self._connection.grpc:
                 records, following = self._client.scroll(
-                    self._name, limit=limit, offset=offset, with_vectors=True, shard_key_selector=shard_key
+                    self._name,
+                    scroll_filter=narrow,
+                    limit=limit,
+                    offset=offset,
+                    with_vectors=whole,
+                    shard_key_selector=shard_key,
                 )
                 return from_records(layout, records), following
             from qdrant_client import grpc
@@ -126,8 +182,12 @@ class Collection:
                 offset=None if offset is None else message_id(offset),
                 limit=limit,
                 with_payload=grpc.WithPayloadSelector(enable=True),
-                with_vectors=grpc.WithVectorsSelector(enable=True),
+                with_vectors=grpc.WithVectorsSelector(enable=whole),
             )
+            if narrow is not None:
+                from qdrant_client.conversions.conversion import RestToGrpc
+
+                request.filter.CopyFrom(RestToGrpc.convert_filter(narrow))
             if shard_key is not None:
                 wanted = {"keyword" if isinstance(shard_key, str) else "number": shard_key}
                 request.shard_key_selector.shard_keys.append(grpc.ShardKey(**wanted))

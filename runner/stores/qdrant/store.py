@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from runner.conditions import Condition
 from runner.errors import NotFound, Permanent
 from runner.points import CollectionSchema, Datatype, Distance, Float32Matrix, IdKind, KeyRange, PointBatch, PointId
 from runner.store import Capabilities, ConnectionConfig, Health, Hit, Problem, Store
@@ -182,6 +183,9 @@ class QdrantStore(Store):
 
     def fetch(self, name: str, ids: Sequence[PointId]) -> PointBatch:
         return Collection(self._connection, name).fetch(ids)
+
+    def candidates(self, name: str, where: Sequence[Condition], batch_size: int) -> Iterator[PointBatch]:
+        return Collection(self._connection, name).candidates(where, batch_size)
 
     def search(self, name: str, vector: str, queries: Float32Matrix, limit: int) -> list[list[Hit]]:
         return search(self._connection, name, vector, queries, limit)

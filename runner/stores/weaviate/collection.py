@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from runner.conditions import Condition
 from runner.errors import Permanent, TooLarge, Transient
 from runner.points import KeyRange, Payload, Payloads, PointBatch, PointId, canonical_uuid
 from runner.stores.weaviate import payload as payloads
+from runner.stores.weaviate.conditions import beyond, compiled
 from runner.stores.weaviate.connection import Connection
 from runner.stores.weaviate.definition import (
     ADDED,
@@ -156,7 +158,7 @@ class Collection:
 
         def beyond(number: int) -> int | None:
             """The smallest id of at least `number`."""
-            results = self._search(tenant, 1, _before(_text(number)), whole=False)
+            results = self._search(tenant, 1, _before(_text(number)), whole=False, payload=False)
             return uuid.UUID(results[0].metadata.id).int if results else None
 
         first = beyond(0) if parts > 1 else None
@@ -204,6 +206,33 @@ class Collection:
                 partitions += [tenant] * len(results)
         return self._batch(found, dicts, partitions)
 
+    def candidates(self, where: Sequence[Condition], batch_size: int) -> Iterator[PointBatch]:
+        """Payloads in the order of ids. The server takes no cursor beside a filter, so the filter itself says beyond
+        which id; it sorts all that match for each page, so pages are as large as it allows."""
+        for tenant in self.each_tenant():
+            narrow = compiled(where, self.definition)
+            cursor, size = "", MOST_RESULTS if narrow is not None else min(batch_size, MOST_RESULTS)
+            while True:
+                try:
+                    results = self._search(tenant, size, cursor, whole=False, narrow=narrow)
+                except TooLarge:
+                    if size == 1:
+                        raise
+                    size //= 2
+                    continue
+                except Permanent:  # it refuses a filter of stopwords alone; an old one, to sort or to compare ids
+                    if narrow is None:
+                        raise
+                    narrow, size = None, min(batch_size, MOST_RESULTS)
+                    continue
+                for start in range(0, len(results), batch_size):
+                    part = results[start : start + batch_size]
+                    ids: list[PointId] = [result.metadata.id for result in part]
+                    yield PointBatch(ids, {}, Payloads(self._payloads(tenant, part)))
+                if len(results) < size:
+                    break
+                cursor = results[-1].metadata.id
+
     def _page(self, tenant: str, size: int, after: str = "", ids: Sequence[str] = ()) -> tuple[list[Any], int]:
         """Up to `size` whole points, fewer where the server's limit for a message is met; and that number."""
         while True:
@@ -214,20 +243,35 @@ class Collection:
                     raise
                 size //= 2
 
-    def _search(self, tenant: str, limit: int, after: str, ids: Sequence[str] = (), whole: bool = True) -> list[Any]:
-        """Up to `limit` points, whole or only their ids, beyond `after` ("" is the beginning) or those with `ids`."""
+    def _search(
+        self,
+        tenant: str,
+        limit: int,
+        after: str = "",
+        ids: Sequence[str] = (),
+        whole: bool = True,
+        narrow: Any = None,
+        payload: bool = True,
+    ) -> list[Any]:
+        """Up to `limit` points beyond `after` ("" is the beginning): all, those with `ids`, or what the filter `narrow`
+        finds. Without vectors if not `whole`, only ids without `payload`."""
         from weaviate.proto.v1 import search_get_pb2
 
         request = search_get_pb2.SearchRequest(
             collection=self._name,
             tenant=tenant,
             limit=limit,
-            after=after,
-            filters=_by_id(ids) if ids else None,
             metadata=search_get_pb2.MetadataRequest(uuid=True, vector=whole),
-            properties=self._request if whole else search_get_pb2.PropertiesRequest(),
+            properties=self._request if payload else search_get_pb2.PropertiesRequest(),
             uses_127_api=True,
         )
+        if narrow is not None:
+            request.filters.CopyFrom(beyond(narrow, after) if after else narrow)
+            request.sort_by.append(search_get_pb2.SortBy(ascending=True, path=["_id"]))
+        else:
+            request.after = after
+            if ids:
+                request.filters.CopyFrom(_by_id(ids))
         return list(self._connection.call("Search", request, f"read {self._name}").results)
 
     def _payloads(self, tenant: str, results: list[Any]) -> list[Payload]:

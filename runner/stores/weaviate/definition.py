@@ -240,12 +240,13 @@ def definition_of(schema: CollectionSchema) -> dict[str, Any]:
 def overflow_property(dimensions: dict[str, int] | None) -> dict[str, Any]:
     """The reserved property. Its description keeps what the server has no place for: the lengths of vectors.
 
-    None for a collection somebody else made, where they are found by reading.
+    None for a collection somebody else made, where they are found by reading. Filters ask it for the words of a key.
     """
     return {
         "name": OVERFLOW,
         "dataType": ["text"],
-        "indexFilterable": False,
+        "tokenization": "word",
+        "indexFilterable": True,
         "indexSearchable": False,
         "description": orjson.dumps({"dimensions": dimensions}).decode(),
     }

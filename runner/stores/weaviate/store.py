@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from runner.conditions import Condition
 from runner.errors import Permanent, Transient
 from runner.points import (
     CollectionSchema,
@@ -174,6 +175,11 @@ class WeaviateStore(Store):
     def fetch(self, name: str, ids: Sequence[PointId]) -> PointBatch:
         collection = self._collection(name)
         return PointBatch([], {}, Payloads([])) if collection is None else collection.fetch(ids)
+
+    def candidates(self, name: str, where: Sequence[Condition], batch_size: int) -> Iterator[PointBatch]:
+        collection = self._collection(name, fresh=True)
+        if collection is not None:
+            yield from collection.candidates(where, batch_size)
 
     def search(self, name: str, vector: str, queries: Float32Matrix, limit: int) -> list[list[Hit]]:
         """Permanent where both `limit` and the collection are larger than the server's window of one search."""

@@ -1,0 +1,44 @@
+"""The rows of documents and chunks in the user's tables, as batch operations need them: all that is done with them.
+
+Reading, taking out, editing, swapping and putting back stand in modules of their own; this is their door. Whatever is
+written goes with its undo copy in one transaction, and may be repeated. Ids are compared as text.
+"""
+
+from __future__ import annotations
+
+from runner.documents.editing import edit
+from runner.documents.inserting import NewChunk
+from runner.documents.reading import ChunkRow, Row, all_ids, check, claimed, read, select, would_change
+from runner.documents.references import referring
+from runner.documents.removal import take_out
+from runner.documents.restoring import Restored, restore
+from runner.documents.swapping import Swap, announce, announce_all, swap, swap_all
+from runner.documents.undo import announced, explained, forget, new_undo, prepare, undo_rows
+
+__all__ = [
+    "ChunkRow",
+    "NewChunk",
+    "Restored",
+    "Row",
+    "Swap",
+    "all_ids",
+    "announce",
+    "announce_all",
+    "announced",
+    "check",
+    "claimed",
+    "edit",
+    "explained",
+    "forget",
+    "new_undo",
+    "prepare",
+    "read",
+    "referring",
+    "restore",
+    "select",
+    "swap",
+    "swap_all",
+    "take_out",
+    "undo_rows",
+    "would_change",
+]
