@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from runner.points import Model, json_dumps
 
@@ -41,40 +41,39 @@ class Edit(Model):
         """The keys that are written or removed, from the root of the metadata."""
         return [*_leaves(self.merge, ()), *(tuple(path.split(".")) for path in (*self.set, *self.remove))]
 
+    @model_validator(mode="after")
+    def _consistent(self) -> Edit:
+        """What is said twice, or of a thing and of a part of it, would depend on an order that nobody sees."""
+        for number, one in enumerate(self.paths):
+            for other in (*self.paths[:number], *self.paths[number + 1 :]):
+                if other[: len(one)] == one:
+                    raise ValueError(f"{'.'.join(one)} and {'.'.join(other)} are changed both: name each place once")
+        return self
+
     def metadata(self, present: dict[str, Any]) -> dict[str, Any]:
-        """The metadata afterwards. ValueError where a path leads through something that holds no keys."""
+        """The metadata afterwards; again, it changes nothing. ValueError where a path leads through something that holds
+        no keys."""
         after = copy.deepcopy(present)
-        _merge(after, self.merge, ())
+        _merge(after, self.merge)
         for path, value in self.set.items():
-            _put(after, _way(after, path), copy.deepcopy(value))
+            _put(after, (path,) if path in after else tuple(path.split(".")), copy.deepcopy(value))
         for path in self.remove:
-            _remove(after, _way(after, path))
+            after.pop(path, None)
+            _remove(after, tuple(path.split(".")))
         return after
 
     def metadata_back(self, before: dict[str, Any], present: dict[str, Any]) -> tuple[dict[str, Any], bool]:
         """(the metadata with everything this edit did undone, whether somebody changed one of these places since: such a
         place is left as it is). `before` is as it was before the edit."""
-        done, back, moved = self.metadata(before), copy.deepcopy(present), False
+        done, back = self.metadata(before), copy.deepcopy(present)
         if json_dumps(present) == json_dumps(done):
             return copy.deepcopy(before), False
-        ways = [_way(done, ".".join(path)) if path not in _leaf_set(self.merge) else path for path in self.paths]
-        for way in ways:
-            old, new, now = (_get(item, way) for item in (before, done, present))
-            if _same(old, new) or _same(now, old):
-                continue
-            if not _same(now, new):
-                moved = True
-            elif old is _NOTHING:
-                _remove(back, way)
-                _prune(back, way, before)
-            else:
-                _put(back, way, copy.deepcopy(old))
-        return back, moved
+        return back, _back(before, done, back)
 
     def tags(self, present: list[Any]) -> list[Any]:
         """The tags afterwards."""
         kept = [tag for tag in present if tag not in self.remove_tags]
-        return kept + [tag for tag in self.add_tags if tag not in kept]
+        return kept + [tag for tag in dict.fromkeys(self.add_tags) if tag not in kept]
 
     def tags_back(self, before: list[Any], present: list[Any]) -> list[Any]:
         """The tags with what this edit did undone; tags that somebody added or removed since stay so."""
@@ -94,30 +93,34 @@ def _leaves(value: dict[str, Any], path: tuple[str, ...]) -> list[tuple[str, ...
     return found
 
 
-def _leaf_set(value: dict[str, Any]) -> set[tuple[str, ...]]:
-    return set(_leaves(value, ()))
+def _back(before: dict[str, Any], done: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Undo in `now` what differs between the other two, where it still is as it was done. Whether something was not."""
+    moved = False
+    for key in dict.fromkeys((*before, *done)):
+        old, new, held = (item.get(key, _NOTHING) for item in (before, done, now))
+        if _same(old, new) or _same(held, old):
+            continue
+        if _same(held, new):
+            if old is _NOTHING:
+                del now[key]
+            else:
+                now[key] = copy.deepcopy(old)
+        elif isinstance(new, dict) and isinstance(held, dict) and (isinstance(old, dict) or old is _NOTHING):
+            moved = _back(old if isinstance(old, dict) else {}, new, held) or moved
+            if old is _NOTHING and not held:  # the edit made this level
+                del now[key]
+        else:
+            moved = True
+    return moved
 
 
-def _merge(into: dict[str, Any], more: dict[str, Any], path: tuple[str, ...]) -> None:
+def _merge(into: dict[str, Any], more: dict[str, Any]) -> None:
     for key, value in more.items():
         there = into.get(key)
         if isinstance(value, dict) and isinstance(there, dict):
-            _merge(there, value, (*path, key))
+            _merge(there, value)
         else:
             into[key] = copy.deepcopy(value)
-
-
-def _way(item: dict[str, Any], path: str) -> tuple[str, ...]:
-    """The keys a path stands for: the whole of it where there is such a key."""
-    return (path,) if path in item else tuple(path.split("."))
-
-
-def _get(item: Any, way: tuple[str, ...]) -> Any:
-    for key in way:
-        if not isinstance(item, dict) or key not in item:
-            return _NOTHING
-        item = item[key]
-    return item
 
 
 def _put(item: dict[str, Any], way: tuple[str, ...], value: Any) -> None:
@@ -138,13 +141,6 @@ def _remove(item: dict[str, Any], way: tuple[str, ...]) -> None:
             return
         item = inner
     item.pop(way[-1], None)
-
-
-def _prune(item: dict[str, Any], way: tuple[str, ...], before: dict[str, Any]) -> None:
-    """Levels that the edit made are removed with the last thing in them."""
-    for depth in range(len(way) - 1, 0, -1):
-        if _get(item, way[:depth]) == {} and _get(before, way[:depth]) is _NOTHING:
-            _remove(item, way[:depth])
 
 
 def _same(left: Any, right: Any) -> bool:

@@ -20,6 +20,8 @@ from runner.tables import items
 
 #: Rows of one INSERT.
 CHUNK = 2_000
+#: Details that name points.
+NAMING = ("made", "out", "late", "shared", "swept")
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ def naming(run: str) -> sa.ColumnElement[bool]:
 
 
 def _thinned(details: str) -> str:
-    return json.dumps({key: value for key, value in json.loads(details).items() if key != "made"})
+    return json.dumps({key: value for key, value in json.loads(details).items() if key not in NAMING})
 
 
 def _item(row: Any) -> Item:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import uuid
 from collections import defaultdict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -43,13 +43,6 @@ class Piece:
     row: ChunkRow | None = None
     occurrence: int = 0  # how many pieces before it have the same text
 
-    def new_id(self, document: PointId, kind: IdKind) -> PointId:
-        """The id of its point, where it has none yet: the same each time it is asked for."""
-        name = f"{document}\n{self.occurrence}\n{self.text}"
-        if kind is IdKind.INT:
-            return int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()[:8], "big") >> 1
-        return str(uuid.uuid5(ID_NAMESPACE, name))
-
 
 @dataclass(frozen=True)
 class Pieces:
@@ -60,6 +53,27 @@ class Pieces:
     points: PointBatch
     row: Row | None
     text: str | None = None
+
+
+def point_ids(found: Pieces, taken: Iterable[PointId], kind: IdKind) -> tuple[PointId, ...]:
+    """The ids of the points of its pieces. Those that have none yet get one that is not among `taken`, nor another's: the
+    same each time it is asked for."""
+    ids, used = list[PointId](), set(taken)
+    for piece in found.pieces:
+        one, number = piece.held, piece.occurrence
+        while one is None:
+            made = _id_of(found.id, number, piece.text, kind)
+            one, number = (None, number + 1) if made in used else (made, number)
+        used.add(one)
+        ids.append(one)
+    return tuple(ids)
+
+
+def _id_of(document: PointId, occurrence: int, text: str, kind: IdKind) -> PointId:
+    name = f"{document}\n{occurrence}\n{text}"
+    if kind is IdKind.INT:
+        return int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()[:8], "big") >> 1
+    return str(uuid.uuid5(ID_NAMESPACE, name))
 
 
 def pieces_of(
@@ -85,6 +99,11 @@ def arranged(world: World, source: Source, document: PointId, row: Row | None, h
             for number, (text, point, chunk) in enumerate(present)
             if point is not None
         ]
+        with_text = {piece.held for piece in kept}
+        if lacking := [point for point in held.ids if point not in with_text]:
+            raise Permanent(
+                "A chunk has no text", f"{document}: {len(lacking):,} of its points, such as {lacking[0]!r}"
+            )
         return Pieces(document, tuple(kept), held, row)
     text = _text(world, source, document, row)
     from runner.documents.split import split

@@ -6,7 +6,8 @@ A document is known by the text of its id, so 42 in a row and "42" in a payload 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 #: Up to so many documents are looked for by their ids; more in one pass over the collection.
 MANY = 5_000
+#: The text of an integer as a store may have it as an id, written the one way it has.
+_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")
 #: Ids asked for at once.
 CHUNK = 200
 
@@ -42,6 +45,7 @@ class Found:
     points: list[PointId] = field(default_factory=list)
     row: bool | None = None
     name: str = ""
+    file: bool = False
     chunks: int = 0
     changes: bool = False
 
@@ -57,6 +61,7 @@ class Selected:
 
     documents: list[Found]
     stray: int = 0  # points that match and name no document
+    foreign: int = 0  # points that chunk rows name, and that name another document themselves
     asked: int = 0
 
     @property
@@ -100,21 +105,25 @@ def select(
     if selection.where is not None:
         finder.by_filter(selection.where)
     else:
-        finder.by_ids(asked_for(world, selection, rows))
+        finder.by_ids(asked_for(world, selection, rows, fields.document))
     if rows is not None:
         finder.add_rows(rows, look_row)
     documents = [finder.found[key] for key in sorted(finder.found)]
     for one in documents:
         one.points = sorted(set(one.points), key=lambda point: (isinstance(point, str), point))
-    return Selected(documents, finder.stray, len(finder.found) if selection.where is None else 0)
+    return Selected(documents, finder.stray, finder.foreign, len(finder.found) if selection.where is None else 0)
 
 
-def asked_for(world: World, selection: Selection, rows: DocumentRows | None) -> list[PointId]:
+def asked_for(
+    world: World, selection: Selection, rows: DocumentRows | None, field: str | None = None
+) -> list[PointId]:  # fmt: skip
     """The ids that were given, in a file, or by a query. PlanRefused is not for here: the caller compares digests."""
     if selection.ids is not None:
         return list(selection.ids)
     if selection.file is not None:
-        return read_ids(Path(world.settings.root) / selection.file)
+        return read_ids(
+            Path(world.settings.root) / selection.file, {field, rows.id_column if rows is not None else None}
+        )
     assert selection.query is not None
     assert rows is not None
     from runner.documents import rows as tables
@@ -122,9 +131,9 @@ def asked_for(world: World, selection: Selection, rows: DocumentRows | None) -> 
     return tables.select(world.database(rows.connection), selection.query)
 
 
-def read_ids(path: Path) -> list[PointId]:
+def read_ids(path: Path, headings: Collection[str | None] = ()) -> list[PointId]:
     """Ids of a file: a JSON array, or one a line (empty lines and lines that begin with # are left out; of a CSV the first
-    column, without its heading when that is `id` or `document_id`). NotFound; Permanent when it holds none."""
+    column, without its heading when that is `id`, `document_id` or one of `headings`). NotFound; Permanent when it holds none."""
     data = file_bytes(path)
     try:
         text = data.decode("utf-8-sig")
@@ -141,7 +150,8 @@ def read_ids(path: Path) -> list[PointId]:
             raise Permanent("A file of ids holds something else", f"{path}: {bad[0]!r}", "Ids are texts or integers")
         ids: list[PointId] = found
     else:
-        ids = list(_lines(text, csv=path.suffix.lower() == ".csv"))
+        known = {"id", "document_id", *(one.lower() for one in headings if one)}
+        ids = list(_lines(text, known if path.suffix.lower() == ".csv" else None))
     if not ids:
         raise Permanent("A file of ids is empty", str(path), "One id a line, or a JSON array")
     return list(dict.fromkeys(ids))
@@ -155,12 +165,13 @@ def file_bytes(path: Path) -> bytes:
         raise NotFound("No such file of ids", f"{path}: {exc.strerror}") from exc
 
 
-def _lines(text: str, *, csv: bool) -> Iterator[str]:
-    if csv:
-        import csv as tables
+def _lines(text: str, headings: set[str] | None) -> Iterator[str]:
+    """Ids of lines; of a CSV, which has headings, the first column."""
+    if headings is not None:
+        import csv
 
-        lines = [row[0].strip() for row in tables.reader(text.splitlines()) if row]
-        lines = lines[1:] if lines and lines[0].lower() in ("id", "document_id") else lines
+        lines = [row[0].strip() for row in csv.reader(text.splitlines()) if row]
+        lines = lines[1:] if lines and lines[0].lower() in headings else lines
     else:
         lines = [line.strip() for line in text.splitlines()]
     yield from (line for line in lines if line and not line.startswith("#"))
@@ -174,7 +185,7 @@ class _Finder:
     ) -> None:  # fmt: skip
         self.world, self.store, self.place, self.fields, self.rows, self.look = world, store, place, fields, rows, look
         self.found: dict[str, Found] = {}
-        self.stray = 0
+        self.stray = self.foreign = 0
 
     @property
     def _itself(self) -> bool:
@@ -242,7 +253,7 @@ class _Finder:
                 one.row = row is not None
                 if row is None:
                     continue
-                one.name, one.chunks = row.name or "", len(row.chunks)
+                one.name, one.file, one.chunks = row.name or "", bool(row.file), len(row.chunks)
                 one.changes = one.changes or (look_row is not None and look_row(row))
                 known = {str(point) for point in one.points}
                 extra |= {
@@ -263,7 +274,11 @@ class _Finder:
         for start in range(0, len(ids), CHUNK):
             batch = self.store.fetch(self.place.collection, ids[start : start + CHUNK])
             for point, payload in zip(batch.ids, batch.payloads.dicts, strict=True):
-                self._add(wanted[point].id, point, payload)
+                said = self._document(payload)
+                if said is not None and str(said) != str(wanted[point].id):
+                    self.foreign += 1  # its own document keeps it
+                else:
+                    self._add(wanted[point].id, point, payload)
 
     def _document(self, payload: Payload) -> PointId | None:
         if self.fields.document is None:
@@ -281,7 +296,7 @@ class _Finder:
 
 def _forms(key: str) -> list[PointId]:
     """What a payload may hold for a document: its id as text, and as an integer where it is one."""
-    return [key, int(key)] if key.lstrip("-").isdecimal() and str(int(key)) == key else [key]
+    return [key, int(key)] if _INTEGER.fullmatch(key) else [key]
 
 
 def as_point(point: PointId, kind: IdKind) -> PointId:

@@ -53,7 +53,7 @@ def report(context: Context, name: str, form: str, out: Path | None, as_json: bo
     from runner.report import documents, text, to_json
 
     found = commands.documents(context, name)
-    form = "json" if as_json else form
+    form = "json" if as_json and out is None else form
     shown = {"csv": documents.csv_table, "text": text.report}.get(form, lambda value: to_json("report", value))(found)
     if out is None:
         click.echo(shown.rstrip("\n")) if form != "text" else show(shown)
@@ -61,7 +61,9 @@ def report(context: Context, name: str, form: str, out: Path | None, as_json: bo
     from runner.state import write_atomically
 
     write_atomically(out, shown.rstrip("\n") + "\n")
-    show(f"{found.job}: {len(found.items):,} documents of run {found.run} written to {out}")
+    written = {"file": str(out), "run": found.run, "documents": len(found.items)}
+    said = f"{found.job}: {len(found.items):,} documents of run {found.run} written to {out}"
+    click.echo(to_json("written", written)) if as_json else show(said)
 
 
 @cli.command("retry-failed")

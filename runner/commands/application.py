@@ -83,7 +83,8 @@ def apply(
         planner.refuse_half_changed(plan, ledger)
         if plan.purpose == "apply" and not plan.steps:
             refuse_stale(context, ledger, plan)
-            return Outcome("", plan.job, plan.purpose, "completed", (), 0.0)
+            failed = planner.failed_documents(context.states.load(plan.job), ledger)
+            return Outcome("", plan.job, plan.purpose, "completed", (), 0.0, failed=failed)
         run = f"r-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid4().hex[:6]}"
         stop = stop or threading.Event()
         with leased(context, ledger, plan, run, stop, wait=wait, say=say, slot=not detach) as held:

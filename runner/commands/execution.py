@@ -281,9 +281,12 @@ def outcome(run: Run, seconds: float) -> Outcome:
         for step, row in zip(run.plan.steps, rows, strict=True)
     )
     of_run = run.plan.of_run if run.plan.purpose == "retry" else None
+    failed = run.vectors.count_failed(of_run or run.run)
+    if run.dry:  # what it found is not recorded for good
+        failed = sum((item["result"] or {}).get("failed", 0) for item in steps if item["type"] in DOCUMENT_STEPS)
     return Outcome(
         run.run, run.plan.job, run.plan.purpose, "completed", steps, seconds, run.dry, run.vectors.used(run.run),
-        run.vectors.count_failed(of_run or run.run),
+        failed,
     )  # fmt: skip
 
 

@@ -82,7 +82,7 @@ def documents(context: Context, name: str) -> Documents:
                 DocumentReport(one.id, said, details.get("points", 0), count, details.get("file", ""),
                                error if said == "failed" else "", one.time)
             )  # fmt: skip
-        operation = change.type.removesuffix("_documents") if change is not None else ""
+        operation = change.operation if change is not None else ""
         return Documents(
             found["run"], found["job"], operation, found["status"], kept.counts(found["run"]), tuple(items)
         )

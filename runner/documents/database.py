@@ -14,18 +14,24 @@ from runner.errors import NotFound, Permanent, Transient
 
 #: Seconds after which PostgreSQL ends a transaction in which nothing happens.
 IDLE_SECONDS = 30
+URL_HINT = "Such as postgresql://user@host/name, or sqlite:///./app.db"
 
 
 class Database:
     """An open relational database. Errors name the URL without its password."""
 
     def __init__(self, config: SqlConfig) -> None:
-        url = sa.make_url(config.url)
+        try:
+            url = sa.make_url(config.url)
+        except sa.exc.ArgumentError as exc:
+            raise Permanent("The url of a database cannot be read", "it is none of SQLAlchemy", URL_HINT) from exc
         if url.drivername == "postgresql":
             url = url.set(drivername="postgresql+psycopg")
         self.shown = url.render_as_string(hide_password=True)
         try:
             self.engine = sa.create_engine(url, pool_pre_ping=True)
+        except sa.exc.NoSuchModuleError as exc:
+            raise Permanent("No such kind of database", self.shown, URL_HINT) from exc
         except ModuleNotFoundError as exc:
             known = "'vecrun[pgvector]'" if exc.name and exc.name.startswith("psycopg") else "the package that has it"
             raise Permanent(
@@ -54,7 +60,7 @@ class Database:
         except sa.exc.NoSuchTableError:
             raise
         except sa.exc.SQLAlchemyError as exc:
-            raise Permanent("The relational database refused", f"{self.shown}: {_said(exc)}") from exc
+            raise Permanent("The relational database refused", f"{self.shown}: {said(exc)}") from exc
 
     def table(self, name: str) -> sa.Table:
         """The reflected table; `schema.table` is understood. NotFound."""
@@ -66,7 +72,7 @@ class Database:
             raise NotFound("No such table", f"{name} in {self.shown}") from exc
 
 
-def _said(exc: Exception) -> str:
+def said(exc: Exception) -> str:
     """The database's own words; not PostgreSQL's detail, which repeats the values of the row."""
     orig = getattr(exc, "orig", None) or exc
     return str(getattr(getattr(orig, "diag", None), "message_primary", None) or orig)

@@ -102,7 +102,7 @@ def _computed(side: Side, roles: dict[str, Column], ids: Sequence[PointId], edit
     wanted = [table.told(side.document), table.told(side.key), *(as_json(table, column) for column in roles.values())]
     query = (
         f"SELECT {', '.join(wanted)} FROM {table.sql} AS t WHERE {side.of_documents()}{side.within} AND NOT EXISTS "
-        f"(SELECT 1 FROM {side.undo} AS u WHERE t.{side.key.sql} = u.{side.key.sql}){table.lock}"
+        f"(SELECT 1 FROM {side.undo} AS u WHERE {side.same}){table.lock}"
     )
     for document, key, *texts in run(table.connection, query, **side.documents(ids)):
         values = {}

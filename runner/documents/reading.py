@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,12 +27,15 @@ PAGE = 5000
 
 @dataclass(frozen=True)
 class ChunkRow:
-    """One row of the chunks table. `key` is the value of its id column, a UUID as text."""
+    """One row of the chunks table. `key` is the value of its id column, a UUID as text; metadata and tags are JSON texts,
+    None where there is no column."""
 
     key: Any
     vector_id: PointId | None
     text: str | None
     position: int | None
+    metadata: str | None = None
+    tags: str | None = None
 
 
 @dataclass(frozen=True)
@@ -231,14 +234,16 @@ def _chunks(both: Sides, parts: ChunkRows | None, ids: Sequence[PointId], *, sav
     wanted += [
         "NULL" if parts.text_column is None else table.text(table[parts.text_column]),
         "NULL" if parts.position_column is None else f"t.{table[parts.position_column].sql}",
+        *(as_json(table, side.roles.get(role)) for role in ("metadata", "tags")),
     ]
     of = f"{side.undo} AS t WHERE t.{DID} = 'out' AND" if saved else f"{table.sql} AS t WHERE"
     query = f"SELECT {', '.join(wanted)} FROM {of} {side.of_documents()}{side.within} ORDER BY t.{side.key.sql}"
-    for document, key, vector_id, text, position in run(table.connection, query, **side.documents(ids)):
+    for document, key, vector_id, text, position, *held in run(table.connection, query, **side.documents(ids)):
         if (one := find(document)) is not None:
             row = ChunkRow(
                 plain(key, table.name), None if vector_id is None else plain(vector_id, table.name),
                 None if text is None else _readable(text), None if position is None else int(position),
+                *(None if value is None else _readable(value) for value in held),
             )  # fmt: skip
             found.setdefault(str(one), []).append(row)
     for some in found.values():
@@ -264,17 +269,32 @@ def _loaded(text: Any) -> Any:
         return None
 
 
-def would_change(row: Row, edit: Edit, rows: DocumentRows | None = None) -> bool:
-    """Whether the edit changes the document's own row; with `rows` only columns that there are count. True where the
-    edit is not possible, which `edit` then says."""
-    on_metadata = edit.on_metadata and (rows is None or rows.metadata_column is not None)
-    on_tags = edit.on_tags and (rows is None or rows.tags_column is not None)
-    if row.orphan or not (on_metadata or on_tags):
-        return False
-    try:
-        before = row.metadata or {}
-        if on_metadata and json_dumps(edit.metadata(before)) != json_dumps(before):
+def would_change(
+    row: Row, edit: Edit, rows: DocumentRows | None = None, points: Collection[str] | None = None
+) -> bool:  # fmt: skip
+    """Whether the edit changes the document's own row or, with `rows`, one of its chunks': then only columns that there
+    are count. `points`: only chunks that name one of these. True where the edit is not possible, which `edit` then says."""
+    if not row.orphan:
+        on_metadata = edit.on_metadata and (rows is None or rows.metadata_column is not None)
+        on_tags = edit.on_tags and (rows is None or rows.tags_column is not None)
+        if _changes(edit, row.metadata, row.tags, on_metadata, on_tags):
             return True
+    chunks = rows.chunks if rows is not None else None
+    on_metadata = edit.on_metadata and chunks is not None and chunks.metadata_column is not None
+    on_tags = edit.on_tags and chunks is not None and chunks.tags_column is not None
+    if not (on_metadata or on_tags):
+        return False
+    # chunks of a document mostly hold the same
+    held = {(one.metadata, one.tags) for one in row.chunks if points is None or str(one.vector_id) in points}
+    return any(_changes(edit, _loaded(first), _loaded(second), on_metadata, on_tags) for first, second in held)
+
+
+def _changes(edit: Edit, metadata: Any, tags: Any, on_metadata: bool, on_tags: bool) -> bool:
+    metadata = metadata if isinstance(metadata, dict) else {}
+    tags = tags if isinstance(tags, list) else []
+    try:
+        if on_metadata and json_dumps(edit.metadata(metadata)) != json_dumps(metadata):
+            return True
+        return on_tags and edit.tags(tags) != tags
     except ValueError:
         return True
-    return on_tags and edit.tags(row.tags or []) != (row.tags or [])

@@ -64,6 +64,8 @@ def _postgresql(table: Relation, chunks: Relation) -> list[_Reference]:
 
 def _sqlite(table: Relation, chunks: Relation) -> list[_Reference]:
     found = []
+    described = run(table.connection, f"PRAGMA table_info({quoted(table.bare)})").mappings()
+    key = next((row["name"] for row in described if row["pk"]), "rowid")
     children = [row[0] for row in run(table.connection, "SELECT name FROM sqlite_master WHERE type = 'table'")]
     for child in children:
         keys: dict[int, list[Any]] = {}
@@ -72,7 +74,7 @@ def _sqlite(table: Relation, chunks: Relation) -> list[_Reference]:
                 keys.setdefault(row.id, []).append(row)
         for parts in keys.values():
             columns = [row[3] for row in parts]
-            parents = [row[4] if row[4] is not None else "its primary key" for row in parts]
+            parents = [row[4] if row[4] is not None else key for row in parts]
             own = child.lower() == chunks.bare.lower()
             found.append(_Reference(child, columns, parents, parts[0].on_delete, own))
     return found

@@ -11,7 +11,7 @@ from runner.documents.inserting import NewChunk
 from runner.documents.reading import ChunkRow, Row, all_ids, check, claimed, read, select, would_change
 from runner.documents.references import referring
 from runner.documents.removal import take_out
-from runner.documents.restoring import Restored, restore
+from runner.documents.restoring import Restored, restorable, restore
 from runner.documents.swapping import Swap, announce, announce_all, swap, swap_all
 from runner.documents.undo import announced, explained, forget, new_undo, prepare, undo_rows
 
@@ -34,6 +34,7 @@ __all__ = [
     "prepare",
     "read",
     "referring",
+    "restorable",
     "restore",
     "select",
     "swap",

@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from runner.documents.columns import Column, Find, batches, plain, run
+from runner.documents.chunks import OURS
+from runner.documents.columns import BIGGEST, Column, Find, batches, beside, plain, quoted, run
 from runner.documents.database import Database
 from runner.documents.inserting import NewChunk, carried, inserts
 from runner.documents.positions import Move, move
@@ -22,12 +23,14 @@ from runner.points import PointId
 @dataclass(frozen=True)
 class Swap:
     """What a document's chunks become: old rows that stay, by key, with their new position, and new rows. `text`: the
-    document's own from now on, None to leave it."""
+    document's own from now on, None to leave it. `seen`: keys as text of the old rows it was made from; others came since
+    and stay. None: all rows are meant."""
 
     document: PointId
     keep: Mapping[Any, NewChunk]
     made: Sequence[NewChunk]
     text: str | None = None
+    seen: frozenset[str] | None = None
 
 
 @dataclass
@@ -124,10 +127,12 @@ def swap_all(
         _out(both, side, vector, swaps, found)
         _positions(side, swaps, found)
         statements: dict[str, list[dict[str, Any]]] = {}
+        keys = _unused_keys(side)
         for one in swaps:
             name = str(one.document)
             first, ours = found[name].first, set(found[name].made.values())
             new_rows = [replace(new, like=first) if str(new.like) in ours else new for new in coming[name]]
+            new_rows = [replace(new, key=next(keys, None)) if new.key is None else new for new in new_rows]
             for statement, values in inserts(side, parts, one.document, new_rows, equal.get(name), first):
                 statements.setdefault(statement, []).extend(values)
         for statement, values in statements.items():
@@ -141,6 +146,27 @@ def swap_all(
         )
         _texts(both.documents, swaps)
         return _counted(both, side, ids, find)
+
+
+def _unused_keys(side: Side) -> Iterator[int]:
+    """Keys for new rows where SQLite would give those of deleted rows out again: old rows that a run has taken out, this
+    one or another, may need theirs."""
+    table, key = side.table, side.key.sql
+    if table.postgresql or not side.key.identity:
+        return iter(())
+    schema = f"{quoted(table.schema)}." if table.schema else ""
+    query = f"SELECT 1 FROM {schema}sqlite_master WHERE type = 'table' AND name = :name AND sql LIKE '%AUTOINCREMENT%'"
+    if run(table.connection, query, name=table.bare).first() is not None:
+        return iter(())
+    names, last = [table.sql], 0
+    for (name,) in run(table.connection, f"SELECT name FROM {schema}sqlite_master WHERE type = 'table'").all():
+        columns = run(table.connection, f"PRAGMA {schema}table_xinfo({quoted(name)})") if OURS.fullmatch(name) else ()
+        if {*table.columns, DID} <= {column.name for column in columns}:
+            names.append(beside(table.schema, name))
+    for name in names:
+        highest = run(table.connection, f"SELECT max(o.{key}) FROM {name} AS o").scalar_one()
+        last = max(last, highest) if isinstance(highest, int) else last
+    return iter(range(last + 1, BIGGEST))
 
 
 def _found(both: Sides, side: Side, ids: Sequence[PointId], find: Find) -> dict[str, _Found]:
@@ -177,7 +203,7 @@ def _out(both: Sides, side: Side, vector: Column, swaps: Sequence[Swap], found: 
         kept, ours = {str(key) for key in one.keep}, set(state.made.values())
         lasting = {key for vector, key in state.made.items() if vector in wanted}
         gone = [key for key in state.present if key not in kept and key not in lasting]
-        old += [state.present[key][0] for key in gone if key not in ours]
+        old += [state.present[key][0] for key in gone if key not in ours and (one.seen is None or key in one.seen)]
         stale += [state.present[key][0] for key in gone if key in ours]
     among, is_changed = table.among(side.key, "keys"), f"{table.among(side.key, 'keys', 'u')} AND u.{DID} = 'changed'"
     for some in batches(old):

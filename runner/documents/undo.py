@@ -21,7 +21,7 @@ from runner.documents.database import Database
 from runner.plan.batch import DocumentRows, UndoTables
 from runner.points import PointId
 
-#: What the run did with a row: out and swapped rows are gone from their table (`taking`: in this transaction), changed
+#: What the run did with a row: out and swapped rows are gone from their table (`taking`, `moved`: in a transaction), changed
 #: ones are still there; back and left are those that were put back, or that somebody changed since.
 DID = "vecrun_did"
 #: What may be changed in a row, each with a column for what the run wrote.
@@ -49,6 +49,11 @@ class Side:
             return ""
         return f" AND t.{self.collection_column.sql} = {self.table.given(self.collection_column, 'collection')}"
 
+    @property
+    def same(self) -> str:
+        """The condition that a row is the saved one."""
+        return f"t.{self.key.sql} = u.{self.key.sql} AND t.{self.document.sql} = u.{self.document.sql}"
+
     def of_documents(self, table: str = "t") -> str:
         """The condition that a row is of one of the documents that `documents` gives."""
         return self.table.among(self.document, "documents", table)
@@ -59,12 +64,13 @@ class Side:
         return given | ({"collection": self.collection} if self.collection_column is not None else {})
 
     def save(self, did: str, where: str) -> str:
-        """The statement that saves rows which are not saved yet."""
+        """The statement that saves rows which are not saved yet. A row that has the key of another document's saved one is
+        refused, as SQLite gives keys out again."""
         columns = list(self.table.columns.values())
         return (
             f"INSERT INTO {self.undo} ({listed(columns)}, {DID}) SELECT {listed(columns, 't')}, '{did}' "
             f"FROM {self.table.sql} AS t WHERE {where} AND NOT EXISTS "
-            f"(SELECT 1 FROM {self.undo} AS u WHERE t.{self.key.sql} = u.{self.key.sql}){self.table.lock}"
+            f"(SELECT 1 FROM {self.undo} AS u WHERE {self.same}){self.table.lock}"
         )
 
     def anew(self, ids: Sequence[PointId]) -> None:

@@ -100,14 +100,14 @@ class PointFields(Model):
         after, moved = dict(present), False
         if edit.on_metadata:
             back, moved = edit.metadata_back(self._metadata(before), self._metadata(present))
-            if self.metadata is not None and not back and look_up(before, self.metadata) is MISSING:
+            if self.metadata is not None and not back and look_up(before, self.metadata) in (MISSING, None):
                 after = _as_in(before, after, self.metadata)
             else:
                 after = self._with_metadata(after, back)
         if edit.on_tags:
             old, now = self._tags(before), self._tags(present)
             tags = edit.tags_back(old, now)
-            if tags == old and look_up(before, self.tags) is MISSING:
+            if tags == old and look_up(before, self.tags) in (MISSING, None):
                 after = _as_in(before, after, self.tags)
             elif tags != now:
                 after = _put(after, self.tags, tags)
@@ -208,6 +208,7 @@ class DeleteDocuments(_Changing):
     """Remove points, and with `delete_rows` rows, and with `delete_files` files."""
 
     type: Literal["delete_documents"] = "delete_documents"
+    operation: ClassVar[str] = "delete"
     delete_rows: bool = True
     delete_files: bool = False
 
@@ -221,6 +222,13 @@ class EditDocuments(_Changing):
     edit: Edit
 
     action: ClassVar[Action] = Action.CHANGE
+
+    @property
+    def operation(self) -> str:
+        """What the job calls it."""
+        if self.edit.on_metadata:
+            return "update_metadata"
+        return "add_tags" if self.edit.add_tags else "remove_tags"
 
 
 class Splitter(Model):
@@ -245,6 +253,7 @@ class ReprocessDocuments(_Changing):
     whose text is there already keeps its point; with `embed_all` it gets a new vector."""
 
     type: Literal["reprocess_documents"] = "reprocess_documents"
+    operation: ClassVar[str] = "reprocess"
     parse: bool = False
     split: Splitter | None = None
     embed: Embedding

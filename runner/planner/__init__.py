@@ -15,16 +15,19 @@ from runner.planner.observed import applied_plan, compare, drift, foreign, moved
 from runner.planner.undo import NEW_POINTS, retry, rollback
 from runner.settings import MODEL, Settings
 from runner.spec import Job, digest
-from runner.state import States
+from runner.state import State, States
+from runner.vectors import Vectors
 from runner.world import World
 
 __all__ = [
-    "NEW_POINTS", "applied_plan", "build", "compare", "drift", "foreign", "moved_connections", "moved_selection", "observe",
+    "NEW_POINTS", "applied_plan", "build", "compare", "drift", "failed_documents", "foreign", "moved_connections", "moved_selection", "observe",
     "refuse_half_changed", "refuse_unfinished", "retry", "rollback", "spec_digest",
 ]  # fmt: skip
 
 PINNED = "VI201"
 FOREIGN = "VI203"
+ONCE = "VI204"
+FAILED = "VB107"
 ROLLED_BACK = "VX304"
 
 
@@ -42,6 +45,7 @@ def build(job: Job, settings: Settings, ledger: Ledger, states: States, *, unpin
             moved = tuple(drift(state, ledger, world))
             if applied_plan(state, ledger) is None:
                 draft.notices.append(Notice(code=FOREIGN, message=foreign(state)))
+            draft.notices += _done_once(state, ledger)
         elif state.pinned == wanted and not unpin and module.recurring(job.spec):
             draft = module.plan_steps(job.name, job.spec, world, state, applied=False)
             if draft.steps:
@@ -71,6 +75,32 @@ def build(job: Job, settings: Settings, ledger: Ledger, states: States, *, unpin
             drift=moved,
             retention=draft.retention or settings.workspace.state.retention,
         ).sealed()
+
+
+def _done_once(state: State, ledger: Ledger) -> list[Notice]:
+    """What is said of an applied job that changes documents: it is over, and some may have failed."""
+    plan = applied_plan(state, ledger)
+    if plan is None or not any(isinstance(step, Change) for step in plan.steps):
+        return []
+    applied = state.applied[-1]
+    message = (
+        f"it was applied on {applied.finished[:10]} (run {applied.run}), and is done once: what it selects is not looked at "
+        "again. To do it again, give the job another name"
+    )
+    found = [Notice(code=ONCE, message=message)]
+    if failed := failed_documents(state, ledger):
+        what = "document" if failed == 1 else "documents"
+        message = f"{failed:,} {what} of that run failed: vecrun failures {state.job} · vecrun retry-failed {state.job}"
+        found.append(Notice(code=FAILED, message=message))
+    return found
+
+
+def failed_documents(state: State, ledger: Ledger) -> int:
+    """Documents that failed in the run that is applied; 0 for other kinds of jobs."""
+    plan = applied_plan(state, ledger) if state.applied else None
+    if plan is None or not any(isinstance(step, Change) for step in plan.steps):
+        return 0
+    return Vectors(ledger).count_failed(state.applied[-1].run)
 
 
 def spec_digest(job: Job, world: World) -> str:

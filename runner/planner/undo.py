@@ -338,10 +338,12 @@ def _needed_by(job: str, run: str, steps: list[Step], ledger: Ledger, states: St
         found += [_needed(name, item.place, "was applied from it") for item in other.world if _from(item, dropped)]
         kept = other.applied and other.applied[-1].run not in other.forgotten
         for place, what in _uses(other, run, ledger).items() if kept else ():
-            if what == CHANGED and place in brought and not _same_documents(run, other, ledger):
+            if what == CHANGED and place in brought:
                 continue
             if place in (dropped | restored) and not any(item.where == str(place) for item in found):
                 found.append(_needed(name, place, what))
+        later = [place for place in brought if kept and _changed_later(run, other, place, ledger)]
+        found += [_needed(name, place, "changed some of the same documents since") for place in later]
     return found
 
 
@@ -378,12 +380,20 @@ def _uses(state: State, after: str, ledger: Ledger) -> dict[Place, str]:
     return found
 
 
-def _same_documents(run: str, other: State, ledger: Ledger) -> bool:
-    """Whether a job has changed documents that a run had changed before."""
+def _changed_later(run: str, other: State, place: Place, ledger: Ledger) -> bool:
+    """Whether a job has changed a document of a collection after a run, or a second try of it, did."""
     kept = Items(ledger)
-    mine = {str(one.id) for one in kept.all(run) if one.status != "unchanged"}
-    later = (record.run for record in other.applied)
-    return any(str(one.id) in mine for name in later for one in kept.all(name) if one.status != "unchanged")
+    mine = {str(one.id): one.time for one in kept.all(run) if one.status != "unchanged"}
+    for record in other.applied:
+        try:
+            plan = loads(ledger.run(record.run)["plan"], f"run {record.run}")
+        except NotFound:
+            continue
+        if any(isinstance(step, Changing) and step.target == place for step in plan.steps):
+            for one in kept.all(record.run):
+                if one.status != "unchanged" and one.time > mine.get(str(one.id), "~"):
+                    return True
+    return False
 
 
 def _saved_gone(begun: list[Step], rows: list[dict[str, Any]], world: World) -> list[Notice]:

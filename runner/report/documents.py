@@ -50,19 +50,11 @@ def csv_table(value: Documents) -> str:
     """The same for a spreadsheet: a line each, RFC 4180."""
     out = io.StringIO()
     lines = csv.writer(out)
-    lines.writerow(["run", "operation", "document", "status", "points", "rows", "file", "error", "time"])
+    head = (value.job, value.run, value.status, value.operation)
+    lines.writerow(
+        ["job", "run", "run_status", "operation", "document", "status", "points", "rows", "file", "error", "time"]
+    )
     for one in value.items:
-        lines.writerow(
-            [
-                value.run,
-                value.operation,
-                one.document,
-                one.status,
-                one.points,
-                one.rows,
-                one.file,
-                redact(one.error),
-                one.time,
-            ]
-        )
+        error = redact(one.error)
+        lines.writerow([*head, one.document, one.status, one.points, one.rows, one.file, error, one.time])
     return out.getvalue()

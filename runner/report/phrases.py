@@ -241,10 +241,9 @@ def _tables(step: Change) -> list[str]:
 def _kept(step: Change) -> str:
     """Where what is changed goes first."""
     parts = [f"points go to {step.saved}"]
-    if step.undo is not None and (tables := _tables(step)):
-        parts.append(
-            f"rows to {step.undo.documents if step.rows and tables[0] == step.rows.table else step.undo.chunks}"
-        )
+    if step.undo is not None and step.rows is not None and (tables := _tables(step)):
+        names = {step.rows.table: step.undo.documents}
+        parts.append(f"rows to {_and([names.get(table, step.undo.chunks) for table in tables])}")
     parts += (
         [f"files to {step.files.trash}/"]
         if isinstance(step, DeleteDocuments) and step.delete_files and step.files

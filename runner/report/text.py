@@ -81,11 +81,16 @@ def outcome(value: Outcome) -> str:
             f"  look at it: vecrun status {value.job} --watch · vecrun logs {value.job} -f · stop it: vecrun pause {value.job}"
         )
     if not value.steps:
-        return f"{value.job}: nothing to do."
+        failed = f" {value.failed:,} of its documents failed: vecrun retry-failed {value.job}" if value.failed else ""
+        return f"{value.job}: nothing to do.{failed}"
     kind = "dry run" if value.dry else value.purpose
     lines = [f"{value.job}: {kind} completed in {phrases.duration(value.seconds)} (run {value.run})"]
     if value.dry:
         lines = [f"{value.job}: dry run read and transformed {value.points:,} points and wrote nothing"]
+        bad = [line for step in value.steps for line in (step["result"] or {}).get("failures", ())]
+        if value.failed:
+            lines.append(f"  {value.failed:,} {'item' if value.failed == 1 else 'items'} would fail:")
+            lines += [f"    {line}" for line in bad] + (["    …"] if value.failed > len(bad) else [])
         return "\n".join([*lines, *_embedded(value)])
     for step in value.steps:
         result = step["result"] or {}

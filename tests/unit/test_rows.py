@@ -258,7 +258,9 @@ def test_an_edit_writes_what_it_says_and_nothing_else(database: Database, undo: 
     row = rows.read(database, ROWS, [4])["4"]
     assert not rows.would_change(row, Edit(merge={"a": 1}, add_tags=("y",)))
     assert rows.would_change(row, Edit(merge={"a": True}))
-    assert not rows.would_change(row, Edit(merge={"a": 2}), ROWS.model_copy(update={"metadata_column": None}))
+    assert not rows.would_change(
+        row, Edit(merge={"a": 2}), ROWS.model_copy(update={"metadata_column": None, "chunks": None})
+    )
 
 
 def test_an_edit_that_is_not_possible_names_the_document_and_changes_none(database: Database, undo: UndoTables) -> None:
@@ -306,6 +308,21 @@ def test_without_the_edit_only_untouched_values_go_back(database: Database, undo
     assert rows.read(database, ROWS, [1])["1"].tags == ["old", "kept"]
 
 
+def test_whether_an_edit_changes_rows(database: Database, undo: UndoTables) -> None:
+    edit = Edit(add_tags=("x",))
+    rows.edit(database, ROWS, undo, [1, 2], edit)
+    sql(database, "UPDATE chunks SET tags = '[\"kept\"]' WHERE id = 5")  # the document has the tag, this chunk has not
+    found = rows.read(database, ROWS, [1, 2, 3, 4])
+    assert {one: rows.would_change(row, edit, ROWS) for one, row in found.items()} == {
+        "1": False, "2": True, "3": True, "4": False,
+    }  # fmt: skip
+    assert not rows.would_change(found["2"], edit, ROWS, {point(2, 0), point(2, 2)})
+    assert rows.would_change(found["2"], edit, ROWS, {point(2, 1)})
+    assert not rows.would_change(found["2"], edit)
+    without = ROWS.model_copy(update={"chunks": CHUNKS.model_copy(update={"tags_column": None})})
+    assert not rows.would_change(rows.read(database, without, [2])["2"], edit, without)
+
+
 # Taking out --------------------------------------------------------------------------------------------------------
 
 
@@ -321,10 +338,167 @@ def test_what_somebody_makes_in_the_place_of_a_row_that_is_out_is_theirs(databas
     taking(database, undo, [1, 2])  # repeated: what is there now is not what was taken out
     assert rows.read(database, ROWS, [1])["1"].name == "theirs"
     assert rows.read(database, ROWS, [1], undo)["1"].taken
+    assert rows.restorable(database, ROWS, undo, [1, 2]) == {"1": "a document of this id was made again since"}
     back = rows.restore(database, ROWS, undo, [1, 2])
-    assert back == {"1": rows.Restored(0, 2, 2), "2": rows.Restored(1, 3, 0)}
+    why = "a document of this id was made again since"
+    assert back == {"1": rows.Restored(0, 0, 1, why), "2": rows.Restored(1, 3, 0)}
+    assert rows.restore(database, ROWS, undo, [1, 2]) == back
     found = rows.read(database, ROWS, [1])["1"]
-    assert (found.name, [chunk.key for chunk in found.chunks]) == ("theirs", [1, 2, 3, 99])
+    assert (found.name, [chunk.key for chunk in found.chunks]) == ("theirs", [2, 99])
+
+
+def test_a_key_that_another_row_got_since(database: Database, undo: UndoTables) -> None:
+    """As SQLite does: the key of the last row that is deleted is the next row's."""
+    before = dump(database)
+    taking(database, undo, [4, 5])
+    sql(database, f"INSERT INTO chunks (id, doc, vector_id, tenant) VALUES (14, 1, '{point(1, 'late')}', 'late')")
+    assert rows.restorable(database, ROWS, undo, [4, 5]) == {}
+    back = rows.restore(database, ROWS, undo, [4, 5])
+    assert back == {"4": rows.Restored(1, 3, 0), "5": rows.Restored(1, 3, 0)}
+    assert rows.restore(database, ROWS, undo, [4, 5]) == back
+    found = rows.read(database, ROWS, [1, 5])
+    assert [chunk.vector_id for chunk in found["5"].chunks] == [point(5, n) for n in range(3)]
+    keys = [chunk.key for chunk in found["5"].chunks]
+    assert (keys[0], keys[2], keys[1] not in (13, 14, 15)) == (13, 15, True)
+    assert [chunk.vector_id for chunk in found["1"].chunks][3:] == [point(1, "late")]
+    # the row is as it was, but for its key
+    sql(database, "DELETE FROM chunks WHERE id = 14", f"UPDATE chunks SET id = 14 WHERE id = {keys[1]}")
+    same(database, before)
+
+
+def test_a_key_of_a_changed_or_a_new_row_that_another_row_got_since(database: Database, undo: UndoTables) -> None:
+    rows.edit(database, ROWS, undo, [5], Edit(add_tags=("x",)))
+    swaps(database, undo, [4])
+    made = rows.read(database, ROWS, [4])["4"].chunks[1].key
+    sql(
+        database,
+        f"DELETE FROM chunks WHERE id IN (15, {made})",
+        "INSERT INTO chunks (id, doc, vector_id, tags, tenant) SELECT 15, 1, "
+        f"'{point(1, 'late')}', '[\"old\", \"x\"]', 'late'",
+        f"INSERT INTO chunks (id, doc, vector_id, tenant) VALUES ({made}, 1, '{point(1, 'later')}', 'late')",
+    )
+    late = [line for line in dump(database) if "late" in line]
+    back = rows.restore(database, ROWS, undo, [4, 5], Edit(add_tags=("x",)))
+    assert back == {"4": rows.Restored(1, 3, 0), "5": rows.Restored(1, 2, 1)}
+    assert [line for line in dump(database) if "late" in line] == late
+    assert [chunk.vector_id for chunk in rows.read(database, ROWS, [4])["4"].chunks] == [point(4, n) for n in range(3)]
+
+
+def test_keys_of_old_rows_are_kept_for_them(database: Database, undo: UndoTables) -> None:
+    before = dump(database)
+    for document in (5, 4, 3):
+        rows.swap(database, ROWS, undo, document, {}, new(document, "n1", "n2", "n3"), None)
+    for document in (3, 4, 5):
+        rows.restore(database, ROWS, undo, [document])
+    same(database, before)
+    # of another run, too
+    taking(database, undo, [4, 5])
+    other = rows.new_undo(database, ROWS, "run-2")
+    rows.swap(database, ROWS, other, 1, {}, new(1, "n1", "n2", "n3"), None)
+    rows.restore(database, ROWS, undo, [4, 5])
+    rows.restore(database, ROWS, other, [1])
+    same(database, before)
+
+
+def test_a_key_that_nothing_fills_is_taken(database: Database) -> None:
+    sql(
+        database,
+        "CREATE TABLE documents (id TEXT PRIMARY KEY)",
+        "CREATE TABLE chunks (id TEXT PRIMARY KEY, doc TEXT, vector_id TEXT)",
+        "INSERT INTO documents VALUES ('a'), ('b'), ('c')",
+        "INSERT INTO chunks VALUES ('1', 'a', 'p'), ('2', 'b', 'q'), ('3', 'c', 'r')",
+    )
+    chunks = ChunkRows(table="chunks", id_column="id", document_id_column="doc", vector_id_column="vector_id")
+    mine = DocumentRows(connection="app", table="documents", id_column="id", chunks=chunks)
+    undo = rows.new_undo(database, mine, "run")
+    rows.take_out(database, mine, undo, ["a", "b"])
+    sql(database, "INSERT INTO chunks VALUES ('2', 'c', 's')")
+    refused = {"b": "its rows do not fit any more: another row of chunks has the id of one of them"}
+    assert rows.restorable(database, mine, undo, ["a", "b", "c"]) == refused
+    back = rows.restore(database, mine, undo, ["a", "b", "c"])
+    assert back == {"a": rows.Restored(1, 1, 0), "b": rows.Restored(0, 0, 1, refused["b"]), "c": rows.Restored(0, 0, 0)}
+    assert set(rows.read(database, mine, ["a", "b", "c"])) == {"a", "c"}
+
+
+def test_a_key_that_is_given_out_again_while_the_run_goes_on(database: Database, undo: UndoTables) -> None:
+    taking(database, undo, [5])
+    sql(database, f"INSERT INTO chunks (id, doc, vector_id, position, tenant) VALUES (15, 1, '{point(1, 9)}', 9, 't')")
+    before = dump(database)
+    for change in (
+        lambda: rows.take_out(database, ROWS, undo, [1]),
+        lambda: rows.edit(database, ROWS, undo, [1], EDIT),
+        lambda: rows.swap(database, ROWS, undo, 1, {}, new(1, "n", start=20), None),
+    ):
+        with pytest.raises(Permanent, match=r"(?i)unique"):
+            change()
+        same(database, before)  # nothing is deleted or changed unsaved
+    rows.edit(database, ROWS, undo, [2], EDIT)
+    assert rows.restore(database, ROWS, undo, [5])["5"] == rows.Restored(1, 3, 0)
+
+
+def test_a_table_that_takes_no_row_any_more_stops_it(database: Database, undo: UndoTables) -> None:
+    """That is no matter of single documents, and is mended first."""
+    taking(database, undo, [1, 2])
+    if lite(database):
+        rule = "CREATE TRIGGER rule BEFORE INSERT ON documents BEGIN SELECT RAISE(ABORT, 'never'); END"
+        away = "DROP TRIGGER rule"
+    else:
+        rule = "ALTER TABLE documents ADD CONSTRAINT rule CHECK (name = 'never') NOT VALID"
+        away = "ALTER TABLE documents DROP CONSTRAINT rule"
+    sql(database, rule)
+    before = dump(database)
+    for ask in (rows.restorable, rows.restore):
+        with pytest.raises(Permanent, match=r"never|rule"):
+            ask(database, ROWS, undo, [1, 2])
+        same(database, before)
+    sql(database, away)
+    assert rows.restore(database, ROWS, undo, [1, 2])["2"] == rows.Restored(1, 3, 0)
+
+
+@pytest.mark.parametrize("deferred", [False, True])
+def test_a_value_that_is_taken_since_concerns_its_document_alone(
+    database: Database, undo: UndoTables, deferred: bool
+) -> None:
+    if lite(database):
+        sql(database, "CREATE UNIQUE INDEX by_name ON documents (name)")
+    else:
+        more = " DEFERRABLE INITIALLY DEFERRED" if deferred else ""
+        sql(database, f"ALTER TABLE documents ADD CONSTRAINT by_name UNIQUE (name){more}")
+    taking(database, undo, [1, 2, 3, 5])
+    overriding = "" if lite(database) else "OVERRIDING SYSTEM VALUE"
+    sql(database, f"INSERT INTO documents (id, name) {overriding} VALUES (77, 'Doc 1')")
+    middle = dump(database)
+    told = rows.restorable(database, ROWS, undo, [1, 2, 3, 4, 5, 77])
+    assert list(told) == ["2"]
+    assert "its rows do not fit any more" in told["2"]
+    assert "name" in told["2"]
+    same(database, middle)
+    back = rows.restore(database, ROWS, undo, [1, 2, 3, 4, 5])
+    assert back["2"] == rows.Restored(0, 0, 1, told["2"])
+    assert {back[one] for one in ("1", "3", "5")} == {rows.Restored(1, 3, 0)}
+    found = rows.read(database, ROWS, [1, 2, 3, 4, 5])
+    assert {one: len(row.chunks) for one, row in found.items()} == {"1": 3, "3": 3, "4": 3, "5": 3}
+    assert rows.restore(database, ROWS, undo, [1, 2, 3, 4, 5]) == back
+    sql(database, "DELETE FROM documents WHERE id = 77")
+    assert rows.restore(database, ROWS, undo, [2])["2"] == rows.Restored(1, 3, 0)
+
+
+@pytest.mark.parametrize("operation", [editing, swaps])
+def test_a_document_that_is_deleted_since_stays_deleted(
+    database: Database, undo: UndoTables, operation: Operation
+) -> None:
+    before = dump(database)
+    operation(database, undo, [1, 2, 3])
+    rows.announce(database, ROWS, undo, 4, new(4, "n"))  # it came no further
+    sql(database, "DELETE FROM chunks WHERE doc IN (2, 4)", "DELETE FROM documents WHERE id IN (2, 4)")
+    gone = dict.fromkeys(("2", "4"), "it was deleted since")
+    assert rows.restorable(database, ROWS, undo, [1, 2, 3, 4, 5]) == gone
+    back = rows.restore(database, ROWS, undo, [1, 2, 3, 4], EDIT)
+    assert {one: found.changed_since for one, found in back.items()} == {"1": 0, "2": 1, "3": 0, "4": 1}
+    assert dump(database) == [*before[:1], before[2], before[4], *before[5:8], *before[11:14], *before[17:]]
+    sql(database, "DELETE FROM chunks WHERE doc = 1", "DELETE FROM documents WHERE id = 1")
+    again = rows.restorable(database, ROWS, undo, [1, 2, 3])  # after the rows were back
+    assert again == dict.fromkeys(("1", "2"), "it was deleted since")
 
 
 def test_what_the_database_refuses_changes_nothing(database: Database, undo: UndoTables) -> None:
@@ -481,6 +655,23 @@ def test_what_somebody_changes_after_a_swap_stays(database: Database, undo: Undo
     assert (found.text, [one.vector_id for one in found.chunks]) == (
         "theirs", [point(1, 0), point(1, 1), point(1, 2), point(1, "their")],
     )  # fmt: skip
+
+
+def test_chunks_that_somebody_replaces_after_a_swap_stay(database: Database, undo: UndoTables) -> None:
+    swaps(database, undo, [1, 2])
+    sql(
+        database,
+        "DELETE FROM chunks WHERE doc = 1",
+        f"INSERT INTO chunks (doc, vector_id, tenant) VALUES (1, '{point(1, 'theirs')}', 'theirs')",
+        f"UPDATE chunks SET vector_id = '{point(2, 'other')}', position = 9 WHERE doc = 2 AND position = 1",
+        "DELETE FROM chunks WHERE doc = 2 AND position = 2",
+    )
+    why = "its chunks were made anew since"
+    assert rows.restorable(database, ROWS, undo, [1, 2]) == {"1": why}
+    assert rows.restore(database, ROWS, undo, [1, 2]) == {"1": rows.Restored(0, 0, 1, why), "2": rows.Restored(1, 3, 1)}
+    found = rows.read(database, ROWS, [1, 2])
+    assert [chunk.vector_id for chunk in found["1"].chunks] == [point(1, "theirs")]
+    assert rows.restorable(database, ROWS, undo, [2]) == {}
 
 
 def test_columns_that_a_new_row_takes_over(database: Database, undo: UndoTables) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from runner.clauses.selection import NO_SUCH, select
 from runner.errors import PlanRefused
 from runner.executor import slices
-from runner.executor.batch import check, delete, edit, reprocess, restore
+from runner.executor.batch import check, delete, edit, made, reprocess, restore
 from runner.executor.batch.documents import DocumentReader, Result, Work, documents_of, home_of, recorded
 from runner.executor.flow import retried
 from runner.executor.slices import Done, Task
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 OverDocuments = DeleteDocuments | EditDocuments | ReprocessDocuments | CheckDocuments | RestoreDocuments
 #: Least number of documents of a partition.
 PARTITION_DOCUMENTS = 500
+#: Failed documents that a dry run names.
+SHOWN = 10
 
 
 def find(run: Run, step: SelectDocuments) -> dict[str, Any]:
@@ -72,7 +74,9 @@ def _failed_of(run: Run, step: SelectDocuments, of_run: str) -> dict[str, Any]:
     now = {str(one.id): one for one in again.documents}
     found = list[Item]()
     for one in items:  # points that came since; those that are gone may be saved already
-        points = tuple(dict.fromkeys([*one.points, *now[str(one.id)].points]))
+        ours = set(one.details.get("made", ()))  # by an earlier try: they are no points of the document as it was
+        since = [point for point in now[str(one.id)].points if point not in ours]
+        points = tuple(dict.fromkeys([*one.points, *since]))
         absent = now[str(one.id)].missing and not points and not one.details.get("rows")  # the first try has its row
         found.append(Item(one.number, one.id, points, "failed" if absent else "pending", one.details))
     run.items.record(run.lease, found)
@@ -109,7 +113,7 @@ def work(run: Run, number: int, step: OverDocuments, part: int, seconds: float) 
         case EditDocuments():
             carry_out = edit.doer(run, step)
         case ReprocessDocuments():
-            prepare, carry_out = reprocess.preparer(run, step), reprocess.doer(run, step)
+            prepare, carry_out = made.preparer(run, step), reprocess.doer(run, step)
         case CheckDocuments():
             return check.work(run, number, step, part, seconds)
         case RestoreDocuments():
@@ -143,8 +147,16 @@ def finish(run: Run, step: OverDocuments, parts: Sequence[Partition]) -> dict[st
     notes = [part.notes or {} for part in parts]
     keys = sorted({key for one in notes for key in one})
     result |= {key: sum(one.get(key, 0) for one in notes) for key in keys}
+    if not isinstance(step, CheckDocuments | RestoreDocuments):  # as the report of the run counts them
+        counts = run.items.counts(run.run)
+        result |= {status: counts.get(status, 0) for status in ("done", "unchanged", "failed")}
+        if run.dry:  # its items are gone with it
+            bad = [one for one in run.items.all(run.run) if one.status == "failed"]
+            result["failures"] = [f"{one.id!r}: {one.details.get('error', '')}" for one in bad[:SHOWN]]
     if isinstance(step, DeleteDocuments) and (late := delete.sweep(run, step)):
         result |= {"points": result.get("points", 0) + late, "late": late}
+    if isinstance(step, ReprocessDocuments):
+        reprocess.sweep(run, step)
     if isinstance(step, CheckDocuments):
         check.conclude(run, step, result)
     if isinstance(step, RestoreDocuments):

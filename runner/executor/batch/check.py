@@ -71,6 +71,7 @@ def _wrong(run: Run, step: CheckDocuments, documents: Sequence[Document]) -> lis
 
 def _deleted(run: Run, step: DeleteDocuments, documents: Sequence[Document]) -> list[tuple[PointId, str]]:
     held = set(fetch(run, step.target, [point for one in documents for point in one.points]).ids)
+    held -= _of_others(run, step, list(held), [] if step.delete_rows else [one.item.id for one in documents])
     found: list[tuple[PointId, str]] = [
         (one.item.id, f"{sum(point in held for point in one.points):,} of its points are there")
         for one in documents
@@ -122,7 +123,12 @@ def _edited(run: Run, step: EditDocuments, documents: Sequence[Document]) -> lis
     if step.rows is not None:
         from runner.documents.rows import would_change
 
-        bad = [one for one in documents if one.row is not None and would_change(one.row, step.edit, step.rows)]
+        meant = {one.item.number: {str(point) for point in one.item.points} for one in documents}
+        bad = [
+            one
+            for one in documents
+            if one.row is not None and would_change(one.row, step.edit, step.rows, meant[one.item.number])
+        ]
         found += [(one.item.id, "its row is not as it was asked for") for one in bad]
     return found
 
@@ -130,12 +136,26 @@ def _edited(run: Run, step: EditDocuments, documents: Sequence[Document]) -> lis
 def _renewed(run: Run, step: ReprocessDocuments, documents: Sequence[Document]) -> list[tuple[PointId, str]]:
     """The new points are there with a text, the old ones are gone; rows and points are of the same chunks."""
     made = {one.item.number: list(one.item.details.get("made", ())) for one in documents}
-    ids = [point for one in documents for point in (*one.points, *made[one.item.number])]
-    held = fetch(run, step.target, list(dict.fromkeys(ids)))
+    meant = {  # what came after the documents were read was not
+        one.item.number: dict.fromkeys((*one.item.points, *one.item.details.get("late", ()), *made[one.item.number]))
+        for one in documents
+    }
+    held = fetch(run, step.target, list(dict.fromkeys(point for some in meant.values() for point in some)))
     payloads = dict(zip(held.ids, held.payloads.dicts, strict=True))
+    named = {
+        one.item.number: {str(chunk.vector_id) for chunk in (one.row.chunks if one.row is not None else ())}
+        for one in documents
+    }
+    there = {number: [point for point in some if point in payloads] for number, some in meant.items()}
+    others = set[PointId]()
+    if step.split is not None:
+        others = _of_others(
+            run, step, [p for number, some in there.items() for p in some if str(p) not in named[number]]
+        )
     found = list[tuple[PointId, str]]()
     for one in documents:
-        mine = [point for point in dict.fromkeys((*one.points, *made[one.item.number])) if point in payloads]
+        ours = named[one.item.number] & {str(point) for point in meant[one.item.number]}
+        mine = [point for point in there[one.item.number] if str(point) in ours or point not in others]
         if lost := [point for point in made[one.item.number] if point not in payloads]:
             found.append((one.item.id, f"{len(lost):,} of its new points are not there"))
         if len(mine) != one.item.details.get("points", len(mine)):
@@ -146,10 +166,21 @@ def _renewed(run: Run, step: ReprocessDocuments, documents: Sequence[Document]) 
             not isinstance(look_up(payloads[point], step.fields.text), str) for point in mine
         ):
             found.append((one.item.id, f"a point has no text in {step.fields.text}"))
-        if step.split is not None and step.rows is not None and step.rows.chunks is not None and one.row is not None:
-            named = {str(chunk.vector_id) for chunk in one.row.chunks}
-            if named != {str(point) for point in mine}:
-                found.append(
-                    (one.item.id, f"its {len(named):,} rows and {len(mine):,} points are not of the same chunks")
-                )
+        chunks = step.rows.chunks if step.rows is not None and step.split is not None else None
+        if chunks is not None and one.row is not None and ours != {str(point) for point in mine}:
+            found.append((one.item.id, f"its {len(ours):,} rows and {len(mine):,} points are not of the same chunks"))
     return found
+
+
+def _of_others(
+    run: Run, step: DeleteDocuments | ReprocessDocuments, points: Sequence[PointId], but: Sequence[PointId] = ()
+) -> set[PointId]:  # fmt: skip
+    """Those of the points which stay because a row names them: that of a document other than `but`."""
+    rows = step.rows
+    if rows is None or rows.chunks is None or not points:
+        return set()
+    from runner.documents.files import still_named_points
+
+    database = run.world.database(rows.connection)
+    found = retried(lambda: still_named_points(database, rows, points, but), run.limits, run.stop)
+    return {point for point in points if str(point) in found}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from dataclasses import replace as replaced
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,8 @@ import sqlalchemy as sa
 
 from runner import crash
 from runner.clauses.selection import as_point
-from runner.errors import NotFound, Permanent, TooLarge, Transient, redact
+from runner.conditions import MISSING, look_up
+from runner.errors import Permanent, TooLarge, Transient, redact
 from runner.executor.flow import MAX_DELAY, Moved, Pace, Stopped, retried
 from runner.executor.replace import save
 from runner.items import Item
@@ -116,9 +116,24 @@ def _with_late(run: Run, change: Change, documents: list[Document]) -> list[Docu
     wanted = [point for some in late.values() for point in some]
     if not wanted:
         return documents
-    there = set(fetch(run, change.target, wanted).ids)
-    there |= set(fetch(run, change.saved, wanted).ids) if not run.dry else set()
-    return [replaced(one, late=tuple(point for point in late[one.item.number] if point in there)) for one in documents]
+    there = _said(change, fetch(run, change.target, wanted))
+    there |= _said(change, fetch(run, change.saved, wanted)) if not run.dry else {}
+    return [
+        replaced(
+            one,
+            late=tuple(
+                point for point in late[one.item.number] if point in there and there[point] in ("", str(one.item.id))
+            ),
+        )
+        for one in documents
+    ]
+
+
+def _said(change: Change, batch: PointBatch) -> dict[PointId, str]:
+    """point -> the document its payload names, empty if none: that one keeps it, whatever a row says."""
+    field = change.fields.document
+    found = (look_up(item, field) if field is not None else MISSING for item in batch.payloads.dicts)
+    return {point: "" if said is MISSING else str(said) for point, said in zip(batch.ids, found, strict=True)}
 
 
 def origin_of(run: Run) -> str:
@@ -265,13 +280,3 @@ def keep_marks(run: Run, step: Change, ids: Sequence[PointId]) -> None:
 def store_of(run: Run, place: Place) -> Store:
     """The store of a place."""
     return run.world.store(place.connection)
-
-
-def quietly(action: Callable[[], None]) -> str:
-    """Why something could not be done for good; empty when it was done."""
-    with suppress(Stopped):
-        try:
-            action()
-        except (NotFound, Permanent) as exc:
-            return str(exc)
-    return ""

@@ -4,21 +4,16 @@ transaction, then the old points go. Search finds the old chunks, or both, but n
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from dataclasses import replace as replaced
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from runner import crash
-from runner.clauses.pieces import Piece, Pieces, Source, arranged
-from runner.errors import NotFound, Permanent
+from runner.errors import Permanent
 from runner.executor.batch.documents import (
     Document,
-    Prepare,
     Result,
     Work,
     fetch,
@@ -29,214 +24,17 @@ from runner.executor.batch.documents import (
     remove,
     store_of,
 )
-from runner.executor.batch.files import each
+from runner.executor.batch.made import Made
 from runner.executor.flow import Pace, checker, retried
 from runner.plan import ReprocessDocuments
-from runner.points import Payload, Payloads, PointBatch, PointId, json_dumps
+from runner.points import Payloads, PointBatch, PointId
 from runner.store import NORMS
-from runner.vectors import Refusal, text_key
 
 if TYPE_CHECKING:
     from runner.executor import Run
 
-
-@dataclass(frozen=True)
-class Made:
-    """What a document becomes. `written`: points that are new or change; `marks`: text keys of new vectors."""
-
-    found: Pieces
-    ids: tuple[PointId, ...]  # of its pieces
-    written: PointBatch
-    marks: dict[PointId, str]
-
-    @property
-    def new(self) -> list[tuple[PointId, Piece]]:
-        """The pieces that get points of their own."""
-        return [(one, piece) for one, piece in zip(self.ids, self.found.pieces, strict=True) if piece.held is None]
-
-
-def preparer(run: Run, step: ReprocessDocuments) -> Prepare:
-    """From documents to what they become; those of which nothing can be made carry the reason."""
-    service = run.services.of(step.embed)  # a model that cannot be opened is told before anything is read
-    source = Source(step.parse, step.split, step.fields, step.rows, step.files, service.embedder)
-
-    def prepare(documents: list[Document], stop: threading.Event) -> list[Document]:
-        held = fetch(run, step.target, [point for one in documents for point in one.points])
-        rows = {point: row for row, point in enumerate(held.ids)}
-
-        def arrange(one: Document) -> Document:
-            mine = held.take([rows[point] for point in one.points if point in rows])
-            try:
-                found = retried(lambda: arranged(run.world, source, one.item.id, one.row, mine), run.limits, stop)
-            except (NotFound, Permanent) as exc:
-                return replaced(one, error=str(exc))
-            return replaced(one, made=found)
-
-        before = _before(run, step, documents, held)
-        return _embedded(run, step, each(documents, arrange), before, stop)
-
-    return prepare
-
-
-def _before(
-    run: Run, step: ReprocessDocuments, documents: Sequence[Document], held: PointBatch
-) -> dict[int, list[Payload]]:  # fmt: skip
-    """Number of a document -> what its points said before the run: when this is a second try, some are gone by now."""
-    again = [point for one in documents if "made" in one.item.details for point in one.points]
-    saved = fetch(run, step.saved, again) if again and not run.dry else PointBatch([], {}, Payloads([]))
-    said = {
-        point: payload
-        for batch in (held, saved)
-        for point, payload in zip(batch.ids, batch.payloads.dicts, strict=True)
-    }
-    return {one.item.number: [said[point] for point in one.points if point in said] for one in documents}
-
-
-def _embedded(
-    run: Run, step: ReprocessDocuments, documents: list[Document], before: dict[int, list[Payload]],
-    stop: threading.Event,
-) -> list[Document]:  # fmt: skip
-    """The vectors of all texts of the batch that need one, in as few requests as there can be."""
-    wanted = [piece.text for one in documents if not one.error for piece in _wanted(step, one.made)]
-    texts = list(dict.fromkeys(wanted))
-    made = dict(zip(texts, run.services.of(step.embed).vectors(texts, stop) if texts else [], strict=True))
-    done = list[Document]()
-    for one in documents:
-        if one.error:
-            done.append(one)
-            continue
-        refused = next(
-            (
-                f"{item.error}: {piece.text[:60]!r}"
-                for piece in _wanted(step, one.made)
-                if isinstance(item := made[piece.text], Refusal)
-            ),
-            "",
-        )
-        vectors = {text: item for text, item in made.items() if not isinstance(item, Refusal)}
-        if not refused:
-            one = replaced(one, made=_made(step, one, before[one.item.number], vectors))  # noqa: PLW2901
-        done.append(replaced(one, error=refused))
-    return done
-
-
-def _wanted(step: ReprocessDocuments, found: Pieces) -> list[Piece]:
-    return [piece for piece in found.pieces if step.embed_all or piece.held is None]
-
-
-def _made(
-    step: ReprocessDocuments, one: Document, before: list[Payload], vectors: dict[str, NDArray[np.float32]]
-) -> Made:  # fmt: skip
-    """The points of a document as they are to be; those that stay as they are, are left out."""
-    found: Pieces = one.made
-    kind, held = step.target_schema.id_kind, found.points
-    ids = tuple(piece.held if piece.held is not None else piece.new_id(one.item.id, kind) for piece in found.pieces)
-    rows = {point: row for row, point in enumerate(held.ids)}
-    like = _like(step, one, before)
-    chosen, payloads, matrix, marks = (
-        list[PointId](),
-        list[Payload](),
-        list[NDArray[np.float32]](),
-        dict[PointId, str](),
-    )
-    old = list[int]()  # row in `held`, -1 for a new point
-    for point, piece in zip(ids, found.pieces, strict=True):
-        row = rows.get(point, -1)
-        present = held.payloads.dicts[row] if row >= 0 else None
-        payload = _payload(step, present if present is not None else like, piece)
-        anew = piece.held is None or step.embed_all
-        if not anew and present is not None and json_dumps(payload) == json_dumps(present):
-            continue
-        chosen.append(point)
-        payloads.append(payload)
-        old.append(row)
-        matrix.append(vectors[piece.text] if anew else held.vectors[step.embed.vector][row])
-        if anew:
-            marks[point] = text_key(piece.text)
-    batch = _batch(step, held, chosen, payloads, matrix, old)
-    return Made(found, ids, batch, marks)
-
-
-def _batch(
-    step: ReprocessDocuments, held: PointBatch, ids: list[PointId], payloads: list[Payload],
-    matrix: list[NDArray[np.float32]], old: list[int],
-) -> PointBatch:  # fmt: skip
-    """Points in columns: the vector of the model, and whatever else a point that is kept has."""
-    vectors, missing = dict[str, Any](), dict[str, Any]()
-    for item in step.target_schema.vectors:
-        if item.name == step.embed.vector:
-            vectors[item.name] = np.stack(matrix) if matrix else np.empty((0, item.dimension), np.float32)
-            continue
-        column = np.zeros((len(ids), item.dimension), np.float32)
-        absent = np.array([row < 0 for row in old], bool)
-        for number, row in enumerate(old):
-            if row >= 0 and item.name in held.vectors:
-                column[number] = held.vectors[item.name][row]
-                absent[number] = item.name in held.missing and bool(held.missing[item.name][row])
-        vectors[item.name] = column
-        if absent.any():
-            missing[item.name] = absent
-    sparse = {
-        name: [held.sparse[name][row] if row >= 0 and name in held.sparse else None for row in old]
-        for name in (item.name for item in step.target_schema.sparse)
-    }
-    partitions = None
-    if held.partitions is not None and len(held):
-        partitions = [held.partitions[max(row, 0)] for row in old]
-    return PointBatch(ids, vectors, Payloads(payloads), sparse, missing, partitions)
-
-
-def _like(step: ReprocessDocuments, one: Document, dicts: list[Payload]) -> Payload:
-    """What a new chunk's payload begins with: what all chunks of the document say alike, or what its row says."""
-    if dicts:
-        return _alike(dicts)
-    payload: Payload = {}
-    if one.row is not None and one.row.metadata is not None:
-        payload = dict(one.row.metadata)
-        if step.fields.metadata is not None:
-            payload = {}
-            _put(payload, step.fields.metadata, one.row.metadata)
-    if one.row is not None and one.row.tags is not None:
-        _put(payload, step.fields.tags, one.row.tags)
-    if step.fields.document is not None:
-        _put(payload, step.fields.document, one.item.id)
-    return payload
-
-
-def _alike(dicts: Sequence[Payload]) -> Payload:
-    """What all of them say alike, level by level."""
-    found: Payload = {}
-    for key, value in dicts[0].items():
-        if not all(key in item for item in dicts):
-            continue
-        if all(json_dumps(item[key]) == json_dumps(value) for item in dicts):
-            found[key] = value
-        elif all(isinstance(item[key], dict) for item in dicts) and (inner := _alike([item[key] for item in dicts])):
-            found[key] = inner
-    return found
-
-
-def _payload(step: ReprocessDocuments, present: Payload, piece: Piece) -> Payload:
-    payload = dict(present)
-    if step.split is None:
-        return payload
-    if step.fields.text is not None:
-        _put(payload, step.fields.text, piece.text)
-    if step.fields.position is not None:
-        _put(payload, step.fields.position, piece.position)
-    return payload
-
-
-def _put(payload: Payload, path: str, value: Any) -> None:
-    if path in payload or "." not in path:
-        payload[path] = value
-        return
-    way = path.split(".")
-    for key in way[:-1]:
-        inner = payload.get(key)
-        payload[key] = dict(inner) if isinstance(inner, dict) else {}
-        payload = payload[key]
-    payload[way[-1]] = value
+#: Points that are looked at at once.
+SWEPT = 1000
 
 
 def doer(run: Run, step: ReprocessDocuments) -> Callable[[Work], Sequence[Result]]:
@@ -259,22 +57,22 @@ def doer(run: Run, step: ReprocessDocuments) -> Callable[[Work], Sequence[Result
 def _swap(
     run: Run, step: ReprocessDocuments, documents: Sequence[Document], pace: Pace, check: Callable[[PointBatch], None]
 ) -> list[Result]:  # fmt: skip
-    going = {one.item.number: [point for point in one.points if point not in set(one.made.ids)] for one in documents}
+    wanted = {one.item.number: set(one.made.ids) for one in documents}
+    going = {
+        one.item.number: [point for point in one.points if point not in wanted[one.item.number]] for one in documents
+    }
     stale = [
-        point
-        for one in documents
-        for point in _once(one.item.details.get("made"), one.made)
-        if point not in set(one.made.ids)
+        point for one in documents for point in one.item.details.get("made", ()) if point not in wanted[one.item.number]
     ]
     changes = {one.item.number: _changes(step, one, going[one.item.number]) for one in documents}
     batches = [one.made.written for one in documents if len(one.made.written)]
     for batch in batches:
         check(batch)
     _announce(run, step, documents, changes)
-    before = fetch(
-        run, step.target,
-        [point for one in documents for point in one.points if point in set(one.made.written.ids) or point in going[one.item.number]],
-    )  # fmt: skip
+    changing = {point for batch in batches for point in batch.ids} | {
+        point for some in going.values() for point in some
+    }
+    before = fetch(run, step.target, [point for one in documents for point in one.points if point in changing])
     keep(run, step, before, pace)
     keep_marks(run, step, before.ids)
     store = store_of(run, step.target)
@@ -289,13 +87,53 @@ def _swap(
             _points_back(run, step, before.ids, new, pace)
         raise
     crash.point(step.type, "rows")
-    gone = [point for one in documents for point in going[one.item.number]]
-    remove(run, step.target, [*gone, *stale])
+    shared = _let_go(run, step, [*(point for some in going.values() for point in some), *stale])
     crash.point(step.type, "old_points")
-    return [
-        _result(one, going[one.item.number], sum(swapped.get(str(one.item.id), ())), changed=changes[one.item.number])
-        for one in documents
-    ]
+    results = []
+    for one in documents:
+        stay = [point for point in going[one.item.number] if point in shared]
+        gone = [point for point in going[one.item.number] if point not in shared]
+        rows = sum(swapped.get(str(one.item.id), ()))
+        result = _result(one, gone, rows, changed=changes[one.item.number])
+        results.append(replaced(result, details={**result.details, "shared": stay}) if stay else result)
+    return results
+
+
+def _let_go(run: Run, step: ReprocessDocuments, points: Sequence[PointId]) -> set[PointId]:
+    """After the rows of their documents are swapped: points that no row names any more go. Those that are left."""
+    shared = _named(run, step, points)
+    remove(run, step.target, [point for point in points if point not in shared])
+    if shared:  # their vectors are what they were
+        with run.ledger.guarded(run.lease) as connection:
+            for item in step.target_schema.vectors:
+                run.vectors.bring_back(connection, str(step.saved), str(step.target), item.name, list(shared))
+    return shared
+
+
+def _named(run: Run, step: ReprocessDocuments, points: Sequence[PointId]) -> set[PointId]:
+    """Those of the points that a chunk row names, of whichever document."""
+    if step.rows is None or step.rows.chunks is None or not points or run.dry:
+        return set()
+    from runner.documents.files import still_named_points
+
+    database, rows = run.world.database(step.rows.connection), step.rows
+    named = retried(lambda: still_named_points(database, rows, points, ()), run.limits, run.stop)
+    return {point for point in points if str(point) in named}
+
+
+def sweep(run: Run, step: ReprocessDocuments) -> None:
+    """After all documents: points that stayed because a row of another one named them, which has let them go since."""
+    if run.dry or step.rows is None or step.rows.chunks is None or step.split is None:
+        return
+    shared = (one.details.get("shared", ()) for one in run.items.all(run.run))
+    stayed = list(dict.fromkeys(point for some in shared for point in some))
+    for start in range(0, len(stayed), SWEPT):
+        some = stayed[start : start + SWEPT]
+        named = _named(run, step, some)
+        going = [point for point in some if point not in named]
+        keep_marks(run, step, going)  # the points are saved since their own document let them go
+        remove(run, step.target, going)
+        crash.point(step.type, "swept")
 
 
 def _changes(step: ReprocessDocuments, one: Document, going: Sequence[PointId]) -> bool:
@@ -319,9 +157,10 @@ def _given_up(run: Run, step: ReprocessDocuments, document: Document, pace: Pace
     """Nothing can be made of it now, and an earlier try had begun: what its rows name stays, the rest goes."""
     made = [point for point in document.item.details["made"] if point not in document.points]
     chunks = document.row.chunks if document.row is not None else ()
-    named = {str(chunk.vector_id) for chunk in chunks}
-    if any(str(point) in named for point in made):  # its new rows are in: the old points have none any more
-        remove(run, step.target, [point for point in document.points if str(point) not in named])
+    named, out = {str(chunk.vector_id) for chunk in chunks}, document.item.details.get("out", ())
+    if any(str(point) in named for point in made) or (out and not any(str(point) in named for point in out)):
+        # its new rows are in: the old points have none any more
+        _let_go(run, step, [point for point in document.points if str(point) not in named])
         return
     _points_back(run, step, document.points, made, pace)
 
@@ -384,6 +223,9 @@ def _announce(
 def _told(one: Document, *, changed: bool) -> dict[str, Any]:
     """What whoever goes on, or goes back, has to know of a document before anything of it is written."""
     details = {**one.item.details, "made": _once(one.item.details.get("made"), one.made)}
+    if not details["made"] and one.row is not None:  # nothing comes: that these are gone tells that rows were swapped
+        named = {str(chunk.vector_id) for chunk in one.row.chunks} - {str(point) for point in one.made.ids}
+        details.setdefault("out", [point for point in one.points if str(point) in named])
     return details | ({"late": one.late} if one.late else {}) | ({"changes": True} if changed else {})
 
 
@@ -421,7 +263,8 @@ def _rows_swapped(
             for point, piece in zip(made.ids, made.found.pieces, strict=True)
             if piece.row is not None
         }
-        swaps.append(Swap(one.item.id, kept, _new_rows(one), made.found.text))
+        seen = frozenset(str(chunk.key) for chunk in one.row.chunks) if one.row is not None else frozenset()
+        swaps.append(Swap(one.item.id, kept, _new_rows(one), made.found.text, seen))
     return retried(lambda: tables.swap_all(database, rows, undo, swaps), run.limits, run.stop)
 
 
@@ -429,10 +272,11 @@ def _result(one: Document, gone: Sequence[PointId], rows: int, *, changed: bool)
     made: Made = one.made
     new = [point for point, _piece in made.new]
     details = {
-        "points": len(made.ids), "new": len(new), "kept": len(made.ids) - len(new), "gone": len(gone),
-        "rows": rows, "made": new,
+        "points": len(made.ids), "new": len(new), "kept": len(made.ids) - len(new), "gone": len(gone), "rows": rows,
     }  # fmt: skip
-    details = {**_told(one, changed=changed), **details}
+    told, wanted = _told(one, changed=changed), set(made.ids)
+    told["made"] = [point for point in told["made"] if point in wanted]  # also by an earlier try
+    details = {**told, **details}
     return Result(
         one, "done" if changed else "unchanged", points=len(made.ids), details=details, marks=made.marks, gone=gone
     )

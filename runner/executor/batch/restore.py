@@ -1,18 +1,22 @@
 """What a run has changed, brought back: deleted files first, then points, then rows; after an edit rows, then points; after
-chunks were made anew old points, then rows, then the new points go. What somebody changed since is left alone.
+chunks were made anew old points, then rows, then the new points go. What somebody changed since is left alone; so is, as a
+whole, a document that cannot come back, or that is another one now.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
 from runner import crash
-from runner.errors import Permanent, VerificationFailed
+from runner.errors import VerificationFailed
 from runner.executor import slices, verify
+from runner.executor.batch import others
 from runner.executor.batch.documents import (
+    Change,
     Document,
     DocumentReader,
     Work,
@@ -23,7 +27,8 @@ from runner.executor.batch.documents import (
     remove,
     store_of,
 )
-from runner.executor.batch.files import each
+from runner.executor.batch.files import bring_back, empty_trash, key_of
+from runner.executor.batch.others import kept_back
 from runner.executor.flow import Pace, retried
 from runner.executor.slices import Done, Task
 from runner.ledger import Partition
@@ -43,11 +48,16 @@ def work(run: Run, number: int, step: RestoreDocuments, part: int, seconds: floa
 
     def task_of(partition: Partition, _parts: int) -> Task:
         notes: dict[str, Any] = dict(partition.notes or {})
+        again = cache(lambda: others.made_again(run, step.of) if isinstance(step.of, DeleteDocuments) else {})
 
         def act(item: Any) -> Done:
             assert isinstance(item, Work)
-            one = _Batch(run, step, item.documents, pace)
+            alone = {} if run.dry or not item.documents else again() | others.left_alone(run, step.of, item.documents)
+            one = _Batch(run, step, [one for one in item.documents if str(one.item.id) not in alone], pace)
             one.bring_back()
+            mine = {str(one.item.id): alone[str(one.item.id)] for one in item.documents if str(one.item.id) in alone}
+            others.tell(run, step, mine | one.changed)
+            one.counts["left"] += len(mine)
             for key, count in one.counts.items():
                 notes[key] = notes.get(key, 0) + count
             there = sum(bool(one.points) or one.row is not None for one in item.documents)
@@ -74,18 +84,21 @@ def conclude(run: Run, step: RestoreDocuments, result: dict[str, Any]) -> None:
 
 
 class _Batch:
-    """Some documents, on their way back."""
+    """Some documents, on their way back. `changed`: those of which something was not as the run had left it."""
 
     def __init__(self, run: Run, step: RestoreDocuments, documents: Sequence[Document], pace: Pace) -> None:
         self.run, self.step, self.change, self.documents, self.pace = run, step, step.of, documents, pace
-        self.ids = list(dict.fromkeys(point for one in documents for point in one.points))
+        self.out = [one for one in documents if not _stands(self.change, one)]
+        self.ids = list(dict.fromkeys(point for one in self.out for point in one.points))
         self.saved = fetch(run, step.saved, self.ids)
         self.counts = {"points": 0, "rows": 0, "files": 0, "left": 0}
+        self.changed: dict[str, str] = {}
         self._back: list[PointId] = []
 
     def bring_back(self) -> None:
         match self.change:
             case DeleteDocuments():
+                self._made_since(self.change)
                 self._files_back()
                 self._points_back(self._absent())
                 self._rows_back()
@@ -94,9 +107,10 @@ class _Batch:
                 self._rows_back()
                 self._points_back(self._unedited(self.change))
             case ReprocessDocuments():
-                self._points_back(self._as_before(self.change))
+                for batch in self._as_before(self.change):
+                    self._points_back(batch)
                 self._rows_back()
-                self._new_out()
+                self._new_out(self.change)
 
     def record(self) -> Callable[[sa.Connection], None]:
         """With the checkpoint: what was known of the vectors that are back."""
@@ -166,23 +180,65 @@ class _Batch:
         now = self._now.take(rows) if rows else PointBatch([], {}, Payloads([]))
         return PointBatch(now.ids, now.vectors, Payloads(payloads), now.sparse, now.missing, now.partitions)
 
-    def _as_before(self, change: ReprocessDocuments) -> PointBatch:
-        """Saved points that are gone, or that differ: only this run wrote their vectors, texts and positions."""
-        held = self._held()
-        caps = store_of(self.run, self.step.target).capabilities()
-        wrong = verify.differences(change.target_schema, caps, self.saved, self._now) if held else {}
-        chosen = [row for row, point in enumerate(self.saved.ids) if point not in held or point in wrong]
-        return self.saved.take(chosen)
+    def _made_since(self, change: DeleteDocuments) -> None:
+        """A document that had no row, and has one now, is another one."""
+        done = [one for one in self.documents if _stands(change, one) and one.item.status == "done"]
+        ids = [point for one in done for point in one.points]
+        there = set(fetch(self.run, self.step.target, ids).ids)
+        for one in done:
+            if any(point not in there for point in one.points):
+                self._leave(str(one.item.id), "a document of this id was made again since")
 
-    def _new_out(self) -> None:
+    def _as_before(self, change: ReprocessDocuments) -> Iterator[PointBatch]:
+        """Saved points that are gone; and of those that stand, what the run wrote: a vector, a text, a position."""
+        held = self._held()
+        lost = [row for row, point in enumerate(self.saved.ids) if point not in held]
+        owner = {point: str(one.item.id) for one in self.documents for point in one.points}
+        if change.split is None:  # such a run takes no point away
+            for row in lost:
+                self._leave(owner[self.saved.ids[row]], "a point was deleted since")
+            lost = []
+        yield self.saved.take(lost)
+        kept, pairs = kept_back(change, self.saved, self._now, _texts(self.documents))
+        for point in kept:
+            self._leave(owner[point], "a text was changed since")
+        caps = store_of(self.run, self.step.target).capabilities()
+        wrong = verify.differences(change.target_schema, caps, pairs, self._now)
+        yield pairs.take([row for row, point in enumerate(pairs.ids) if point in wrong])
+
+    def _new_out(self, change: ReprocessDocuments) -> None:
         before = set(self.ids)
-        made = [point for one in self.documents for point in one.item.details.get("made", ()) if point not in before]
-        if made:
-            remove(self.run, self.step.target, made)
-            with self.run.ledger.guarded(self.run.lease) as connection:
-                for item in self.change.target_schema.vectors:
-                    self.run.vectors.unmark(connection, str(self.step.target), item.name, made)
-            crash.point(self.step.type, "new_points")
+        owner = {
+            point: one for one in self.documents for point in one.item.details.get("made", ()) if point not in before
+        }
+        if not owner:
+            return
+        made = list(owner)
+        held = fetch(self.run, self.step.target, made)
+        marks = self.run.vectors.marks(str(self.step.target), change.embed.vector, held.ids)
+        known = set(self.saved.ids)
+        as_is = fetch(self.run, self.step.target, [point for point in self.ids if point not in known])
+        before_it = {
+            point: payload
+            for batch in (as_is, self.saved)
+            for point, payload in zip(batch.ids, batch.payloads.dicts, strict=True)
+        }
+        said = {one.item.number: [before_it[p] for p in one.points if p in before_it] for one in self.documents}
+        for point, payload in zip(held.ids, held.payloads.dicts, strict=True):
+            mark = marks.get(point)
+            if others.is_changed(
+                change, payload, said[owner[point].item.number], mark.text if mark is not None else ""
+            ):
+                self._leave(str(owner[point].item.id), "a new chunk was changed since, and went with its text")
+        remove(self.run, self.step.target, made)
+        with self.run.ledger.guarded(self.run.lease) as connection:
+            for item in self.change.target_schema.vectors:
+                self.run.vectors.unmark(connection, str(self.step.target), item.name, made)
+        crash.point(self.step.type, "new_points")
+
+    def _leave(self, name: str, why: str) -> None:
+        self.counts["left"] += 1
+        self.changed[name] = why
 
     # rows and files ------------------------------------------------------------------------------------------------------
 
@@ -198,51 +254,39 @@ class _Batch:
         done = retried(lambda: tables.restore(database, rows, undo, names, edit), self.run.limits, self.run.stop)
         self.counts["rows"] += sum(one.documents + one.chunks for one in done.values())
         self.counts["left"] += sum(one.changed_since for one in done.values())
+        self.changed |= {name: one.why for name, one in done.items() if one.why}
         crash.point(self.step.type, "rows")
 
-    def _keys(self) -> list[tuple[str, str]]:
-        """(key of a file, where it waits) of the documents that have one."""
-        files = self.change.files
-        if files is None:
-            return []
-        rows = [one.row for one in self.documents if one.row is not None and one.row.file]
-        return [(row.file, files.key(origin_of(self.run), row.file)) for row in rows if row.file]
-
     def _files_back(self) -> None:
-        files = self.change.files
-        if files is None:
+        if self.change.files is None:
             return
-        objects, limits, stop = self.run.world.objects(files.connection), self.run.limits, self.run.stop
-
-        def back(pair: tuple[str, str]) -> str:
-            key, there = pair
-            kept = retried(lambda: objects.head(there), limits, stop)
-            if kept is None:
-                return ""
-            present = retried(lambda: objects.head(key), limits, stop)
-            if present is None:
-                retried(lambda: objects.copy(there, key), limits, stop)
-                return "files"
-            return "" if present.size == kept.size and objects.read(key) == objects.read(there) else "left"
-
-        for what in each(self._keys(), back):
-            if what:
-                self.counts[what] += 1
+        keys = [key for one in self.out if (key := key_of(one))]
+        back, left = bring_back(self.run, self.change.files, origin_of(self.run), keys)
+        self.counts["files"] += back
+        self.counts["left"] += left
         crash.point(self.step.type, "files")
 
     def _trash_out(self) -> None:
-        """After the rows are back: the copies are of no use any more."""
-        files = self.change.files
-        if files is None:
+        if self.change.files is None:
             return
-        objects, limits, stop = self.run.world.objects(files.connection), self.run.limits, self.run.stop
-
-        def out(pair: tuple[str, str]) -> None:
-            try:
-                retried(lambda: objects.delete(pair[1]), limits, stop)
-            except Permanent:  # who may not delete has no copy there either
-                if retried(lambda: objects.head(pair[1]), limits, stop) is not None:
-                    raise
-
-        each(self._keys(), out)
+        taken, out = dict[str, bool](), {one.item.number for one in self.out}
+        for one in self.documents:
+            if key := key_of(one):
+                taken[key] = taken.get(key, False) or one.item.number in out
+        empty_trash(self.run, self.change.files, origin_of(self.run), taken)
         crash.point(self.step.type, "trash")
+
+
+def _stands(change: Change, one: Document) -> bool:
+    """Whether a document that was to be deleted has its row: its points and its file go after that, and come back before."""
+    by_row = isinstance(change, DeleteDocuments) and change.delete_rows and change.rows is not None
+    return by_row and one.row is not None and not one.row.taken
+
+
+def _texts(documents: Sequence[Document]) -> dict[str, str | None]:
+    """Point as text -> what its chunk row says."""
+    return {
+        str(chunk.vector_id): chunk.text
+        for one in documents
+        for chunk in (one.row.chunks if one.row is not None else ())
+    }

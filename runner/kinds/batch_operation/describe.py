@@ -25,31 +25,26 @@ def describe(
 ) -> list[Fact]:  # fmt: skip
     """What a reviewer reads."""
     there = len(selected.documents) - len(selected.missing)
-    chunks = sum(one.chunks for one in selected.documents)
     facts = [
         Fact(label="operation", after=_operation(spec, edit)),
         Fact(label="selected", after=_selection(spec)),
-        Fact(label="documents", after=f"{there:,}" + (f", and {len(selected.missing):,} that are not there" if selected.missing else "")),
-        Fact(label="points", after=f"{sum(len(one.points) for one in due):,}"),
+        Fact(label="documents", before=f"{there:,}" + (f", and {len(selected.missing):,} that are not there" if selected.missing else "")),
+        Fact(label="points", before=f"{sum(len(one.points) for one in due):,}"),
     ]  # fmt: skip
-    if spec.documents is not None:
-        rows = sum(one.row is True for one in due)
-        text = f"{rows:,} in {spec.documents.table}"
-        facts.append(
-            Fact(
-                label="rows",
-                after=text + (f", {chunks:,} in {spec.documents.chunks.table}" if spec.documents.chunks else ""),
-            )
-        )
+    if rows := _rows(spec, due):
+        facts.append(Fact(label="rows", before=rows))
+    if spec.delete.files:
+        facts.append(Fact(label="files", before=f"{sum(one.file for one in due):,}"))
     if there > len(due):
-        facts.append(Fact(label="as wished already", after=f"{there - len(due):,} documents"))
+        facts.append(Fact(label="as wished already", before=f"{there - len(due):,} documents"))
     if renewed is not None:
         facts += _of_renewal(renewed)
     for number, one in enumerate(due[:SHOWN]):
         name = f"{one.id}" + (f" · {one.name}" if one.name else "")
-        facts.append(Fact(label="for example" if number == 0 else "", after=f"{name} · {len(one.points):,} points"))
+        points = "1 point" if len(one.points) == 1 else f"{len(one.points):,} points"
+        facts.append(Fact(label="for example" if number == 0 else "", before=f"{name} · {points}"))
     if len(due) > SHOWN:
-        facts.append(Fact(label="", after=f"… and {len(due) - SHOWN:,} more"))
+        facts.append(Fact(label="", before=f"… and {len(due) - SHOWN:,} more"))
     retention = spec.retention or world.settings.workspace.state.retention
     parts = ["points", *(["rows"] if spec.documents is not None and spec.delete.rows is not False else [])]
     parts += ["files"] if spec.delete.files else []
@@ -66,7 +61,31 @@ def _selection(spec: BatchOperationSpec) -> str:
         return f"ids in {given.file}"
     if given.query is not None:
         return f"query {_cut(' '.join(given.query.split()), 2 * WIDTH)}"
-    return f"{len(given.ids or ()):,} ids of the job"
+    count = len(given.ids or ())
+    return f"{count:,} {'id' if count == 1 else 'ids'} of the job"
+
+
+def _rows(spec: BatchOperationSpec, due: Sequence[Found]) -> str:
+    """How many rows of which tables change; empty if none do."""
+    documents = spec.documents
+    if documents is None:
+        return ""
+    chunks, own, theirs = documents.chunks, True, True
+    match spec.operation:
+        case "delete":
+            own = theirs = spec.delete.rows is not False
+        case "update_metadata":
+            own, theirs = bool(documents.metadata_column), bool(chunks and chunks.metadata_column)
+        case "add_tags" | "remove_tags":
+            own, theirs = bool(documents.tags_column), bool(chunks and chunks.tags_column)
+        case "reprocess":
+            wish = spec.reprocess
+            own = wish is not None and wish.parse and documents.text_column is not None
+            theirs = wish is not None and wish.split is not None
+    parts = [f"{sum(one.row is True for one in due):,} in {documents.table}"] if own else []
+    if theirs and chunks is not None:
+        parts.append(f"{sum(one.chunks for one in due):,} in {chunks.table}")
+    return ", ".join(parts)
 
 
 def _condition(one: Condition) -> str:
@@ -102,7 +121,9 @@ def _operation(spec: BatchOperationSpec, edit: Edit) -> str:
             if wish.split is None:
                 return f"embed all chunks again with {wish.model}"
             how = f"chunks of at most {wish.split.size:,} {wish.split.unit}"
+            how += f" ({wish.split.tokenizer or wish.model})" if wish.split.unit == "tokens" else ""
             how += f", {wish.split.overlap:,} shared" if wish.split.overlap else ""
+            how += ", at headings of Markdown first" if wish.split.markdown else ""
             source = "parse the file" if wish.parse else "take the text of the row"
             kept = (
                 "chunks that are there keep their points" if wish.unchanged == "keep" else "all chunks get new vectors"

@@ -5,11 +5,13 @@ from __future__ import annotations
 from runner.clauses.cost import cost_problems
 from runner.clauses.selection import Selected
 from runner.edit import Edit
+from runner.errors import Permanent
 from runner.kinds.batch_operation.reprocess import Renewal
 from runner.kinds.batch_operation.spec import BatchOperationSpec
 from runner.plan import DocumentRows, Place
+from runner.points import CollectionSchema, KeyRange
 from runner.spec import suggest
-from runner.store import Problem, Store
+from runner.store import NORMS, PRECISION, Problem, Store
 from runner.world import World
 
 #: Codes of this kind.
@@ -30,6 +32,8 @@ FINAL = "VI120"
 RESTRICTED = "VI121"
 OVERWRITES = "VI122"
 UNKNOWN_MODEL = "VI123"
+FILES = "VB108"
+FOREIGN = "VI124"
 #: Points whose keys are looked at to say which fields there are.
 SAMPLE = 200
 
@@ -55,6 +59,12 @@ def of_selection(spec: BatchOperationSpec, selected: Selected, store: Store, pla
             f"{selected.stray:,} points match and name no document in {spec.points.document_field}: they are left alone"
         )
         found.append(Problem(STRAY, message))
+    if selected.foreign:
+        message = (
+            f"points that chunk rows name, and that say in {spec.points.document_field} that they are of another document: "
+            f"{selected.foreign:,}; they are left alone"
+        )
+        found.append(Problem(FOREIGN, message))
     missing = selected.missing
     if missing and len(missing) == len(selected.documents) and spec.select.missing == "fail":
         hint = "are the ids right? If they may be gone: missing: skip"
@@ -103,6 +113,24 @@ def of_change(
         found += _renewed(renewed)
         found += cost_problems(spec.budget, world, renewed.cost)
     return found
+
+
+def of_saving(store: Store, place: Place, schema: CollectionSchema) -> list[Problem]:
+    """What the store would not give back exactly, of what stands there: it was not written by its own rules."""
+    batch = next(store.scan(place.collection, KeyRange(), None, SAMPLE), None)
+    found = store.problems(schema, batch) if batch is not None else []
+    return [one for one in found if one.code in (NORMS, PRECISION)]
+
+
+def of_files(spec: BatchOperationSpec, world: World) -> list[Problem]:
+    """A bucket or folder that does not answer: every document may fail. It may also be a right to list that is not needed."""
+    if spec.files is None or not (spec.delete.files or (spec.reprocess is not None and spec.reprocess.parse)):
+        return []
+    try:
+        world.objects(spec.files.connection).health()
+    except Permanent as exc:
+        return [Problem(FILES, f"{spec.files.connection}: {exc}; documents whose file cannot be reached fail")]
+    return []
 
 
 def _references(spec: BatchOperationSpec, world: World, rows: DocumentRows | None) -> list[Problem]:

@@ -86,7 +86,7 @@ def renewal(
     share = len(due) / good if made.looked > len(made.failing) else 0.0
     work.characters = round(characters / work.texts) if work.texts else 0
     work.texts, work.known, work.tokens = round(work.texts * share), round(work.known * share), round(tokens * share)
-    work.exact = len(sample) == len(due)
+    work.exact = len(sample) == len(due) and not made.failing
     made.work, made.cost = work, cost_of(work, embedder)
     made.chunks, made.kept = round(made.chunks * share), round(made.kept * share)
     if wish.split is not None:

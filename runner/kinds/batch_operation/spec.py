@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StrictInt, model_validator
+from pydantic import Field, StrictInt, StringConstraints, field_validator, model_validator
 
 from runner.clauses.spec import Acceptance, Budget
 from runner.conditions import Condition
+from runner.edit import Edit
+from runner.errors import Permanent
+from runner.objects.storage import checked_key
 from runner.plan import ChunkRows, DocumentRows, PointFields, Splitter
 from runner.settings import MODEL, Duration
 from runner.spec import SpecModel
@@ -29,7 +32,7 @@ class Select(SpecModel):
         min_length=1,
         description="Documents with a point for which all conditions hold. All points of such a document are meant.",
     )
-    query: str | None = Field(
+    query: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)] | None = Field(
         None,
         description="SQL on the database of documents:, run read-only; its first column is the id.",
         examples=["SELECT id FROM documents WHERE owner = 'acme'"],
@@ -37,6 +40,13 @@ class Select(SpecModel):
     missing: Literal["fail", "skip"] = Field(
         "fail", description="Documents of which nothing is there: listed as failed, or as unchanged."
     )
+
+    @field_validator("file")
+    @classmethod
+    def _inside(cls, value: str | None) -> str | None:
+        if value is not None and (value.startswith(("/", "~")) or ".." in value.split("/")):
+            raise ValueError(f"a file of the workspace, such as lists/gone.txt; found {value!r}")
+        return value
 
     @model_validator(mode="after")
     def _one(self) -> Select:
@@ -110,6 +120,15 @@ class FileStore(SpecModel):
         description="Prefix under which a deleted file is kept until the run cannot be rolled back any more.",
     )  # fmt: skip
 
+    @field_validator("trash")
+    @classmethod
+    def _is_prefix(cls, trash: str) -> str:
+        try:
+            checked_key(trash.removesuffix("/"))
+        except Permanent as exc:
+            raise ValueError(f"this is no prefix of files: {exc.detail}") from exc
+        return trash
+
 
 class Delete(SpecModel):
     """What goes besides the points."""
@@ -126,6 +145,11 @@ class MetadataChange(SpecModel):
     merge: dict[str, Any] = Field({}, description="Into what is there, level by level.")
     set: dict[Word, Any] = Field({}, description="path -> the value that replaces what is there.")
     remove: tuple[Word, ...] = Field((), description="Paths.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> MetadataChange:
+        Edit(merge=self.merge, set=self.set, remove=self.remove)
+        return self
 
 
 class Split(SpecModel):

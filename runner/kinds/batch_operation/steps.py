@@ -69,6 +69,7 @@ def plan_steps(job: str, spec: BatchOperationSpec, world: World, state: State, *
         due = [one for one in due if one.changes]
     renewed = renewal(spec, world, place, schema, rows, due) if spec.reprocess is not None and due else None
     found += findings.of_change(spec, world, place, rows, renewed)
+    found += [*findings.of_saving(store, place, schema), *findings.of_files(spec, world)] if due else []
     draft.notices = [notice(item, where, accepted, may_accept=item.code[:2] in ("VC", "VD")) for item in found]
     facts = describe(spec, world, selected, due, renewed, edit)
     draft.overview = [Overview(source=place, target=place, facts=tuple(facts))]
