@@ -50,14 +50,9 @@ FULL = bool(os.environ.get("VECRUN_TEST_FULL"))
 #: On a Milvus server every collection costs seconds, so a usual run takes these; `make contract` takes all.
 SHORT = {
     "milvus-server": (
-        "test_create_then_inspect", "test_upsert_is_counted_and_read_at_once", "test_upsert_twice_changes_nothing",
-        "test_duplicate_ids_in_one_batch", "test_delete_is_harmless_when_repeated", "test_ids_of_every_kind_come_back",
-        "test_thousands_of_ids_in_one_call", "test_scan_covers_everything_once_and_resumes_anywhere",
-        "test_scan_after_shuffled_writes_by_two_threads", "test_cut_covers_every_id_once[milvus-server-5]",
-        "test_cut_covers_every_id_once[milvus-server-3000]", "test_payload_zoo",
-        "test_vectors_of_every_metric", "test_partitions_are_carried", "test_aliases",
-        "test_search_finds_the_nearest_first", "test_find_gives_what_holds", "test_find_narrows_and_pages",
-        "test_every_operation_there_and_back",
+        "test_upsert_is_counted_and_read_at_once", "test_ids_of_every_kind_come_back",
+        "test_scan_covers_everything_once_and_resumes_anywhere", "test_cut_covers_every_id_once[milvus-server-5]",
+        "test_payload_zoo", "test_aliases", "test_find_gives_what_holds",
     )
 }  # fmt: skip
 

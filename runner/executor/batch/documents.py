@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from runner.executor import Run
 
 Change = DeleteDocuments | EditDocuments | ReprocessDocuments
+#: Points of the documents that are worked on at once: some stores look through everything for each call.
+POINTS_AT_ONCE = 2_000
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,7 @@ class DocumentReader:
         failures = 0
         while not stop.is_set():
             try:
-                page = self.run.items.page(self.source, low, high, self.batch_size)
+                page = _light(self.run.items.page(self.source, low, high, self.batch_size))
                 if not page:
                     return
                 documents = self.read([one for one in page if one.status in self.statuses])
@@ -190,6 +192,16 @@ class DocumentReader:
                 PointBatch([], {}, Payloads([])), [], last=page[-1].number, read=len(page), documents=tuple(documents)
             )
             low = page[-1].number + 1
+
+
+def _light(page: list[Item]) -> list[Item]:
+    """The first of these documents that have not too many points together; at least one."""
+    total = 0
+    for number, one in enumerate(page):
+        total += len(one.points)
+        if number and total > POINTS_AT_ONCE:
+            return page[:number]
+    return page
 
 
 def isolated(

@@ -213,7 +213,9 @@ class BatchOperationSpec(SpecModel):
     save_to: str | None = Field(
         None, description="The connection of the store that keeps points as they were; default: that of the collection."
     )
-    batch_size: int = Field(100, ge=1, le=1_000, description="Documents worked on at once.")
+    batch_size: int = Field(
+        500, ge=1, le=1_000, description="Documents worked on at once, as far as they have not too many points."
+    )
     verify: bool = Field(True, description="Afterwards, compare what each document has become with what was asked for.")
     budget: Budget = Budget()
     accept: tuple[Acceptance, ...] = Field(
