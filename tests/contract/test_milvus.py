@@ -306,14 +306,14 @@ def test_long_keys(milvus: MilvusStore, name: str) -> None:
 def test_cut_beyond_the_window(milvus: MilvusStore, name: str) -> None:
     """A range of more than 16,383 keys is walked in several jumps, and pages adapt beyond the batch size."""
     schema = make(milvus, name, dimension=2)
-    total = 34_000
+    total = 35_000
     ids = [int(n) for n in np.random.default_rng(3).permutation(total) * 7 - 90_000]
     for start in range(0, total, 5000):
         milvus.upsert(name, points(schema, ids=ids[start : start + 5000], payloads=[{}] * 5000))
     ranges = milvus.cut(name, 2)
     assert len(ranges) == 2
     found = [[item for part in milvus.scan(name, keys) for item in part.ids] for keys in ranges]
-    assert [len(item) for item in found] == [17_000, 17_000]
+    assert [len(item) for item in found] == [17_500, 17_500]
     assert list(itertools.chain(*found)) == sorted(ids)
     assert max(len(part) for part in milvus.scan(name, ranges[0], None, 300)) == 300
 

@@ -184,8 +184,8 @@ def test_two_applies_at_once(team: Team) -> None:
     said = team.ends(second, 11)
     assert re.search(rf"held by run r-\S+ of \S+ \(pid {first.pid}\) since", said), said
     assert "vecrun lock list" in said
-    assert team.ledger.query("select count(*) from runs")[0][0] == 1
     team.until(lambda: team.ledger.query("select count(*) from partitions")[0][0] > 0, of=first)  # now it waits
+    assert team.ledger.query("select count(*) from runs")[0][0] == 1
     before = team.rows()
     third = run(*APPLY)  # planned by itself, while the first is at work
     assert third.exit_code == 11, third.stderr
