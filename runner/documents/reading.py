@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +20,6 @@ from runner.edit import Edit
 from runner.errors import Permanent
 from runner.plan.batch import ChunkRows, DocumentRows, UndoTables
 from runner.points import PointId, json_dumps
-
-#: Ids in one page of all of them.
-PAGE = 5000
 
 
 @dataclass(frozen=True)
@@ -140,43 +137,6 @@ def select(database: Database, query: str) -> list[PointId]:
 
 def _first(row: Any, place: str) -> PointId | None:
     return None if row[0] is None else plain(row[0], place)
-
-
-def all_ids(database: Database, rows: DocumentRows) -> Iterator[list[PointId]]:
-    """Pages of the ids of all documents."""
-    last: Any = None
-    while True:
-        with database.transaction() as connection:
-            side = sides(database, connection, rows, None).documents
-            told, name = side.table.told(side.key), f"t.{side.key.sql}"
-            after = f"AND {name} > {side.table.given(side.key, 'last')}" if last is not None else ""
-            query = f"SELECT {told} FROM {side.table.sql} AS t WHERE {name} IS NOT NULL {after} ORDER BY {name} LIMIT {PAGE}"
-            page = [plain(row[0], rows.table) for row in run(connection, query, **({"last": last} if after else {}))]
-        if not page:
-            return
-        yield page
-        last = page[-1]
-
-
-def claimed(database: Database, rows: DocumentRows, ids: Sequence[PointId]) -> dict[str, list[PointId]]:
-    """str(id) -> ids of the points that the chunk rows of this document name; documents without any are left out."""
-    found: dict[str, list[PointId]] = {}
-    if rows.chunks is None:
-        return found
-    with database.transaction() as connection:
-        side = sides(database, connection, rows, None).chunks
-        assert side is not None
-        vector = side.table[rows.chunks.vector_id_column]
-        query = (
-            f"SELECT {side.table.told(side.document)}, {side.table.told(vector)} FROM {side.table.sql} AS t "
-            f"WHERE {side.of_documents()}{side.within} AND t.{vector.sql} IS NOT NULL"
-        )
-        for some in batches(ids):
-            find = side.table.finder(side.document, some)
-            for document, vector_id in run(connection, query, **side.documents(some)):
-                if (one := find(document)) is not None:
-                    found.setdefault(str(one), []).append(plain(vector_id, rows.chunks.table))
-    return found
 
 
 def read(

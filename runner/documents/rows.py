@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from runner.documents.editing import edit
 from runner.documents.inserting import NewChunk
-from runner.documents.reading import ChunkRow, Row, all_ids, check, claimed, read, select, would_change
+from runner.documents.reading import ChunkRow, Row, check, read, select, would_change
 from runner.documents.references import referring
 from runner.documents.removal import take_out
 from runner.documents.restoring import Restored, restorable, restore
@@ -21,12 +21,10 @@ __all__ = [
     "Restored",
     "Row",
     "Swap",
-    "all_ids",
     "announce",
     "announce_all",
     "announced",
     "check",
-    "claimed",
     "edit",
     "explained",
     "forget",

@@ -210,8 +210,6 @@ def test_documents_are_read(database: Database, undo: UndoTables) -> None:
         (n + 1, point(1, n), f"chunk {n}", n) for n in range(3)
     ]
     assert (found["2"].metadata, found["2"].tags, found["3"].metadata, found["3"].tags) == ({}, [], None, None)
-    assert list(rows.all_ids(database, ROWS)) == [[1, 2, 3, 4, 5]]
-    assert rows.claimed(database, ROWS, [2, 99]) == {"2": [point(2, n) for n in range(3)]}
     taking(database, undo, [2])
     assert "2" not in rows.read(database, ROWS, [2])
     gone = rows.read(database, ROWS, [2, 3], undo)
@@ -226,9 +224,7 @@ def test_many_documents_at_once(database: Database, undo: UndoTables) -> None:
         statement = "INSERT INTO documents (id, name, meta) {} VALUES (:id, 'n', '{{}}')"
         overriding = "" if lite(database) else "OVERRIDING SYSTEM VALUE"
         connection.execute(sa.text(statement.format(overriding)), [{"id": n} for n in range(1, 5101)])
-    pages = list(rows.all_ids(database, ROWS))
-    assert [len(page) for page in pages] == [5000, 100]
-    ids = [one for page in pages for one in page]
+    ids = list(range(1, 5101))
     assert len(rows.read(database, ROWS, ids)) == 5100
     before = dump(database)
     assert all(rows.edit(database, ROWS, undo, ids[:600], EDIT).values())
@@ -551,7 +547,7 @@ def test_a_table_of_several_collections(database: Database, undo: UndoTables) ->
     mine = ROWS.model_copy(update={"chunks": chunks})
     found = rows.read(database, mine, [2, 3])
     assert [len(found[one].chunks) for one in ("2", "3")] == [3, 1]
-    assert rows.claimed(database, mine, [3]) == {"3": [point(3, 1)]}
+    assert [chunk.vector_id for chunk in found["3"].chunks] == [point(3, 1)]
     before = dump(database)
     with pytest.raises(Permanent, match="document 3 are of 't2'"):
         rows.take_out(database, mine, undo, [2, 3])
