@@ -12,8 +12,8 @@ from runner.documents.reading import ChunkRow, Row, check, read, select, would_c
 from runner.documents.references import referring
 from runner.documents.removal import take_out
 from runner.documents.restoring import Restored, restorable, restore
-from runner.documents.swapping import Swap, announce, announce_all, swap, swap_all
-from runner.documents.undo import announced, explained, forget, new_undo, prepare, undo_rows
+from runner.documents.swapping import Swap, announce_all, swap_all
+from runner.documents.undo import explained, forget, new_undo, prepare, undo_rows
 
 __all__ = [
     "ChunkRow",
@@ -21,9 +21,7 @@ __all__ = [
     "Restored",
     "Row",
     "Swap",
-    "announce",
     "announce_all",
-    "announced",
     "check",
     "edit",
     "explained",
@@ -35,7 +33,6 @@ __all__ = [
     "restorable",
     "restore",
     "select",
-    "swap",
     "swap_all",
     "take_out",
     "undo_rows",

@@ -49,13 +49,6 @@ class _Found:
         return next((key for text, (key, _) in self.present.items() if text not in ours), self.saved)
 
 
-def announce(
-    database: Database, rows: DocumentRows, undo: UndoTables, document: PointId, made: Sequence[NewChunk]
-) -> None:
-    """As `announce_all`, for one document."""
-    announce_all(database, rows, undo, [(document, made)])
-
-
 def announce_all(
     database: Database, rows: DocumentRows, undo: UndoTables, items: Sequence[tuple[PointId, Sequence[NewChunk]]]
 ) -> None:
@@ -89,14 +82,6 @@ def _announce(
         ],
     )
     return side, parts
-
-
-def swap(
-    database: Database, rows: DocumentRows, undo: UndoTables, document: PointId, keep: Mapping[Any, NewChunk],
-    made: Sequence[NewChunk], text: str | None,
-) -> tuple[int, int]:  # fmt: skip
-    """As `swap_all`, for one document."""
-    return swap_all(database, rows, undo, [Swap(document, keep, made, text)])[str(document)]
 
 
 def swap_all(

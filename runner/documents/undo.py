@@ -16,7 +16,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from runner.documents.chunks import OURS, free_name
-from runner.documents.columns import BATCH, Column, Relation, batches, beside, listed, plain, quoted, run
+from runner.documents.columns import Column, Relation, beside, listed, plain, quoted, run
 from runner.documents.database import Database
 from runner.plan.batch import DocumentRows, UndoTables
 from runner.points import PointId
@@ -248,25 +248,4 @@ def explained(database: Database, rows: DocumentRows, undo: UndoTables) -> set[s
             if table in there:
                 query = f"SELECT {name} FROM {table} WHERE {name} IS NOT NULL"
                 found |= {str(plain(row[0], table)).rstrip(" ") for row in run(connection, query)}
-    return found
-
-
-def announced(
-    database: Database, rows: DocumentRows, undo: UndoTables, ids: Sequence[PointId]
-) -> dict[str, list[PointId]]:
-    """str(id) -> ids of the points whose chunk rows this run has announced, whether they came or not."""
-    found: dict[str, list[PointId]] = {}
-    if rows.chunks is None or len(_ours(database, rows, undo)) != 3:
-        return found
-    with database.transaction() as connection:
-        side = sides(database, connection, rows, undo)
-        assert side.chunks is not None
-        query = f"SELECT document_id, vector_id FROM {side.made} AS m WHERE {made_of(side.chunks)} ORDER BY vector_id"
-        for some in batches(ids, BATCH):
-            find = side.chunks.table.finder(side.chunks.document, some)
-            for document, vector_id in run(
-                connection, query, documents=side.chunks.table.ids(side.chunks.document, some)
-            ):
-                if (one := find(plain(document, side.made))) is not None:
-                    found.setdefault(str(one), []).append(plain(vector_id, side.made))
     return found

@@ -265,13 +265,10 @@ class ReprocessDocuments(_Changing):
 Change = DeleteDocuments | EditDocuments | ReprocessDocuments
 
 
-class CheckDocuments(StepBase):
-    """Compare what each document has become, in the store, the rows and the files, with what was asked for."""
+class _AfterChange(StepBase):
+    """What the steps have that are about a change of documents."""
 
-    type: Literal["check_documents"] = "check_documents"
     of: DeleteDocuments | EditDocuments | ReprocessDocuments
-
-    action: ClassVar[Action] = Action.CHECK
 
     @property
     def documents(self) -> int:
@@ -280,8 +277,16 @@ class CheckDocuments(StepBase):
 
     @property
     def target(self) -> Place:
-        """The collection that is looked at."""
+        """The collection that is looked at, or written."""
         return self.of.target
+
+
+class CheckDocuments(_AfterChange):
+    """Compare what each document has become, in the store, the rows and the files, with what was asked for."""
+
+    type: Literal["check_documents"] = "check_documents"
+
+    action: ClassVar[Action] = Action.CHECK
 
     @property
     def source(self) -> Place:
@@ -289,24 +294,13 @@ class CheckDocuments(StepBase):
         return self.of.target
 
 
-class RestoreDocuments(StepBase):
+class RestoreDocuments(_AfterChange):
     """Bring back what a run has changed: files, then points, then rows. What somebody changed since is left alone."""
 
     type: Literal["restore_documents"] = "restore_documents"
-    of: DeleteDocuments | EditDocuments | ReprocessDocuments
     points: int = 0  # that are saved
 
     action: ClassVar[Action] = Action.CHANGE
-
-    @property
-    def documents(self) -> int:
-        """As many as were changed, at most."""
-        return self.of.documents
-
-    @property
-    def target(self) -> Place:
-        """The collection that is written."""
-        return self.of.target
 
     @property
     def saved(self) -> Place:

@@ -22,7 +22,7 @@ from runner.errors import PlanRefused
 from runner.points import Distance
 from runner.store import ConnectionConfig
 from tests import worlds
-from tests.e2e.library import DIMENSION, SIZE, TRASH, Document, Library
+from tests.e2e.documents import DIMENSION, SIZE, TRASH, Document, Library
 from tests.e2e.workspace import Workspace
 
 #: Documents: fewer where each point is a commit of its own, or a server is slow.

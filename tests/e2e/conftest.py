@@ -9,6 +9,7 @@ import pytest
 
 from runner import errors
 from tests import embedding_server
+from tests.e2e.documents import Library
 from tests.e2e.knowledge import KEY, NEW, Knowledge, Server
 from tests.e2e.workspace import Workspace
 
@@ -27,6 +28,16 @@ def ws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     made = Workspace.create(tmp_path / "ws")
     monkeypatch.chdir(made.root)
     monkeypatch.delenv("VECRUN_ENV", raising=False)
+    return made
+
+
+@pytest.fixture
+def library(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> Library:
+    """Four documents."""
+    monkeypatch.setenv("VECRUN_TEST_APP", "")
+    made = Library(ws)
+    made.configure()
+    made.fill(4)
     return made
 
 

@@ -22,7 +22,7 @@ from runner import commands
 from runner.embedders.hash import hash_vectors
 from runner.points import Payloads, PointBatch
 from tests import servers
-from tests.e2e.library import DIMENSION, SIZE, TRASH, Library
+from tests.e2e.documents import DIMENSION, SIZE, TRASH, Library
 from tests.e2e.test_workers import Team
 from tests.e2e.workspace import Workspace, run
 from tests.faults.ledger_watch import LedgerWatch

@@ -10,20 +10,10 @@ import pytest
 
 from runner.embedders.hash import hash_vectors
 from runner.points import Payloads, PointBatch
-from tests.e2e.library import DIMENSION, SIZE, Library
-from tests.e2e.workspace import Workspace, run
+from tests.e2e.documents import DIMENSION, SIZE, Library
+from tests.e2e.workspace import run
 
 SPLIT = {"parse": True, "split": {"size": SIZE}, "model": "small"}
-
-
-@pytest.fixture
-def library(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> Library:
-    """Four documents."""
-    monkeypatch.setenv("VECRUN_TEST_APP", "")
-    made = Library(ws)
-    made.configure()
-    made.fill(4)
-    return made
 
 
 def agree(library: Library) -> None:

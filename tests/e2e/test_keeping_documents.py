@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from runner.tables import failures, items, runs, vectors
-from tests.e2e.library import SIZE, TRASH, Library, schema_of
+from tests.e2e.documents import SIZE, TRASH, Library, schema_of
 from tests.e2e.workspace import Workspace, run
 
 #: A table and a collection of the user with names as vecrun makes them.

@@ -155,6 +155,17 @@ def swapping(document: int) -> Swap:
 Operation = Callable[[Database, UndoTables, list[Any]], None]
 
 
+def announce(database: Database, tables: DocumentRows, undo: UndoTables, document: int, made: list[NewChunk]) -> None:
+    rows.announce_all(database, tables, undo, [(document, made)])
+
+
+def swap(
+    database: Database, tables: DocumentRows, undo: UndoTables, document: int, keep: dict[Any, NewChunk],
+    made: list[NewChunk], text: str | None,
+) -> tuple[int, int]:  # fmt: skip
+    return rows.swap_all(database, tables, undo, [Swap(document, keep, made, text)])[str(document)]
+
+
 def taking(database: Database, undo: UndoTables, ids: list[Any]) -> None:
     assert rows.take_out(database, ROWS, undo, ids) == {str(one): (1, 3) for one in ids}
 
@@ -383,14 +394,14 @@ def test_a_key_of_a_changed_or_a_new_row_that_another_row_got_since(database: Da
 def test_keys_of_old_rows_are_kept_for_them(database: Database, undo: UndoTables) -> None:
     before = dump(database)
     for document in (5, 4, 3):
-        rows.swap(database, ROWS, undo, document, {}, new(document, "n1", "n2", "n3"), None)
+        swap(database, ROWS, undo, document, {}, new(document, "n1", "n2", "n3"), None)
     for document in (3, 4, 5):
         rows.restore(database, ROWS, undo, [document])
     same(database, before)
     # of another run, too
     taking(database, undo, [4, 5])
     other = rows.new_undo(database, ROWS, "run-2")
-    rows.swap(database, ROWS, other, 1, {}, new(1, "n1", "n2", "n3"), None)
+    swap(database, ROWS, other, 1, {}, new(1, "n1", "n2", "n3"), None)
     rows.restore(database, ROWS, undo, [4, 5])
     rows.restore(database, ROWS, other, [1])
     same(database, before)
@@ -423,7 +434,7 @@ def test_a_key_that_is_given_out_again_while_the_run_goes_on(database: Database,
     for change in (
         lambda: rows.take_out(database, ROWS, undo, [1]),
         lambda: rows.edit(database, ROWS, undo, [1], EDIT),
-        lambda: rows.swap(database, ROWS, undo, 1, {}, new(1, "n", start=20), None),
+        lambda: swap(database, ROWS, undo, 1, {}, new(1, "n", start=20), None),
     ):
         with pytest.raises(Permanent, match=r"(?i)unique"):
             change()
@@ -485,7 +496,7 @@ def test_a_document_that_is_deleted_since_stays_deleted(
 ) -> None:
     before = dump(database)
     operation(database, undo, [1, 2, 3])
-    rows.announce(database, ROWS, undo, 4, new(4, "n"))  # it came no further
+    announce(database, ROWS, undo, 4, new(4, "n"))  # it came no further
     sql(database, "DELETE FROM chunks WHERE doc IN (2, 4)", "DELETE FROM documents WHERE id IN (2, 4)")
     gone = dict.fromkeys(("2", "4"), "it was deleted since")
     assert rows.restorable(database, ROWS, undo, [1, 2, 3, 4, 5]) == gone
@@ -555,7 +566,7 @@ def test_a_table_of_several_collections(database: Database, undo: UndoTables) ->
     assert rows.take_out(database, mine, undo, [2]) == {"2": (1, 3)}
     rows.edit(database, mine, undo, [3], EDIT)
     assert sum(a != b for a, b in zip(before[-9:-6], dump(database)[-9:-6], strict=True)) == 1
-    rows.swap(database, mine, undo, 3, {}, new(3, "n", start=5), None)
+    swap(database, mine, undo, 3, {}, new(3, "n", start=5), None)
     assert [chunk.vector_id for chunk in rows.read(database, mine, [3])["3"].chunks] == [point(3, "n")]
     rows.restore(database, mine, undo, [2, 3], EDIT)
     same(database, before)
@@ -578,9 +589,8 @@ def test_chunks_whose_document_is_not_there(database: Database, undo: UndoTables
 
 
 def test_new_chunks_in_the_place_of_old_ones(database: Database, undo: UndoTables) -> None:
-    rows.announce(database, ROWS, undo, 1, swapping(1).made)
+    announce(database, ROWS, undo, 1, swapping(1).made)
     assert rows.explained(database, ROWS, undo) == {point(1, "n1"), point(1, "n2")}
-    assert set(rows.announced(database, ROWS, undo, [1, 2])["1"]) == {point(1, "n1"), point(1, "n2")}
     swaps(database, undo, [1])
     found = rows.read(database, ROWS, [1])["1"]
     assert found.text == "text 1 new"
@@ -599,8 +609,8 @@ def test_a_swap_that_is_asked_for_anew_with_other_chunks(database: Database, und
     before = dump(database)
     swaps(database, undo, [1])
     other = new(1, "m1", "m2", "m3")
-    rows.announce(database, ROWS, undo, 1, other)
-    assert rows.swap(database, ROWS, undo, 1, {}, other, "again") == (3, 3)
+    announce(database, ROWS, undo, 1, other)
+    assert swap(database, ROWS, undo, 1, {}, other, "again") == (3, 3)
     assert [one.vector_id for one in rows.read(database, ROWS, [1])["1"].chunks] == [
         point(1, name) for name in ("m1", "m2", "m3")
     ]
@@ -610,7 +620,7 @@ def test_a_swap_that_is_asked_for_anew_with_other_chunks(database: Database, und
         row.key: NewChunk(row.key, row.vector_id or "", "", 9 - n)
         for n, row in enumerate(rows.read(database, ROWS, [1])["1"].chunks)
     }
-    assert rows.swap(database, ROWS, undo, 1, found, [], None) == (3, 3)  # all are kept, and move
+    assert swap(database, ROWS, undo, 1, found, [], None) == (3, 3)  # all are kept, and move
     assert rows.restore(database, ROWS, undo, [1])["1"].changed_since == 0
     same(database, before)
 
@@ -618,7 +628,7 @@ def test_a_swap_that_is_asked_for_anew_with_other_chunks(database: Database, und
 def test_chunks_change_places(database: Database, undo: UndoTables) -> None:
     before = dump(database)
     keep = {key: NewChunk(key, point(2, n), f"chunk {n}", (n + 1) % 3) for n, key in enumerate((4, 5, 6))}
-    assert rows.swap(database, ROWS, undo, 2, keep, [], None) == (0, 0)
+    assert swap(database, ROWS, undo, 2, keep, [], None) == (0, 0)
     assert [one.key for one in rows.read(database, ROWS, [2])["2"].chunks] == [6, 4, 5]
     back = rows.restore(database, ROWS, undo, [2])
     assert back["2"] == rows.Restored(0, 3, 0)
@@ -673,19 +683,19 @@ def test_chunks_that_somebody_replaces_after_a_swap_stay(database: Database, und
 def test_columns_that_a_new_row_takes_over(database: Database, undo: UndoTables) -> None:
     sql(database, "DELETE FROM chunks WHERE doc = 4", "DELETE FROM chunks WHERE doc = 5 AND position > 0")
     # one row alone: the tenant is needed, the hash differs within the other documents
-    rows.swap(database, ROWS, undo, 5, {}, new(5, "n"), None)
+    swap(database, ROWS, undo, 5, {}, new(5, "n"), None)
     like = NewChunk(None, point(1, "n"), "text", 3, like=2)
-    rows.swap(database, ROWS, undo, 1, {n: NewChunk(n, "", "", n - 1) for n in (1, 2, 3)}, [like], None)
+    swap(database, ROWS, undo, 1, {n: NewChunk(n, "", "", n - 1) for n in (1, 2, 3)}, [like], None)
     with database.transaction() as connection:
         found = connection.exec_driver_sql(
             "SELECT doc, tenant, hash FROM chunks WHERE body = 'text' OR body = 'text n' ORDER BY doc"
         ).all()
     assert [(row[0], row[1], str(row[2]).strip()) for row in found] == [(1, "t0", "h1"), (5, "t4", "None")]
     with pytest.raises(Permanent, match=r"chunks\.tenant"):
-        rows.swap(database, ROWS, undo, 4, {}, new(4, "n"), None)
+        swap(database, ROWS, undo, 4, {}, new(4, "n"), None)
     sql(database, "UPDATE chunks SET tenant = 'other' WHERE id = 5")
     with pytest.raises(Permanent, match=r"chunks\.tenant"):
-        rows.swap(database, ROWS, undo, 2, {}, new(2, "n"), None)
+        swap(database, ROWS, undo, 2, {}, new(2, "n"), None)
 
 
 @pytest.mark.parametrize("kind", ["text", "uuid", "char"])
@@ -722,7 +732,7 @@ def test_ids_of_other_kinds_and_odd_names(database: Database, kind: str) -> None
     rows.restore(database, mine, undo, [one, two])
     assert rows.edit(database, mine, undo, [one, two], Edit(add_tags=("b",))) == {one: True, two: True}
     if kind == "text":  # a key that nothing fills is the id of the point
-        assert rows.swap(database, mine, undo, two, {}, [NewChunk(None, 9, "", 0)], "") == (1, 2)
+        assert swap(database, mine, undo, two, {}, [NewChunk(None, 9, "", 0)], "") == (1, 2)
         assert [chunk.key for chunk in rows.read(database, mine, [two])[two].chunks] == ["9"]
     rows.restore(database, mine, undo, [one, two])
     assert rows.read(database, mine, [one, two]) == before
