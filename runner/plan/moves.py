@@ -41,10 +41,28 @@ class CopyPoints(StepBase):
     batch_size: int = 1000
     accept: tuple[str, ...] = ()
     creates_target: bool = True
+    merges: bool = False  # the target holds points, and those with the same id are overwritten
 
     action: ClassVar[Action] = Action.CREATE
 
+    @model_serializer(mode="wrap")
+    def _short(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data: dict[str, Any] = handler(self)
+        if not self.merges:  # plans from before it was there stay as they are
+            del data["merges"]
+        return data
+
+    @property
+    def destroys(self) -> str:
+        return f"points of {self.target} with the same id" if self.merges else ""
+
+    @property
+    def read_places(self) -> tuple[Place, ...]:
+        return (self.source,)
+
     def reverse(self) -> tuple[Step, ...] | None:
+        if self.merges:
+            return None
         if self.creates_target:
             return ()  # dropping the collection undoes both
         return (ClearCollection(target=self.target),)
@@ -78,14 +96,17 @@ class VerifyPoints(StepBase):
     points: int = 0
     live: Live | None = None
     saved: Place | None = None  # source and target are one collection, whose vectors were replaced
+    others: bool = False  # the target holds points besides those of the source
 
     action: ClassVar[Action] = Action.CHECK
 
     @model_serializer(mode="wrap")
     def _short(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         data: dict[str, Any] = handler(self)
-        if self.saved is None:  # plans from before it was there stay as they are
+        if self.saved is None:  # plans from before they were there stay as they are
             del data["saved"]
+        if not self.others:
+            del data["others"]
         return data
 
 

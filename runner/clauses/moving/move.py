@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field, replace
 
+from runner.clauses.moving.rules import CollectionRule
+from runner.clauses.spec import LiveSource, Verify
 from runner.errors import VecrunError
-from runner.kinds.vector_migration.spec import CollectionRule, VectorMigrationSpec
-from runner.plan import Fact, Place
+from runner.plan import Fact, Notice, Observed, Place
 from runner.points import CollectionSchema, IdKind, KeyRange, PointBatch, VectorField
 from runner.store import Problem, Store
 from runner.transform import IdMode, Transform
@@ -31,7 +32,10 @@ class Move:
     points: int
     creates: bool
     switches: bool = False  # readers are switched to the target
+    held: int = 0  # points that the target has already
     facts: list[Fact] = field(default_factory=list)
+    notices: list[Notice] = field(default_factory=list)
+    world: list[Observed] = field(default_factory=list)
     fields: tuple[set[str], set[str]] = field(
         default_factory=lambda: (set(), set())
     )  # seen before and after, in the probe
@@ -91,7 +95,7 @@ def _batch_bytes(batch: PointBatch) -> int:
     return vectors + sum(len(text) for text in batch.payloads.json) + 16 * len(batch)
 
 
-def describe(move: Move, spec: VectorMigrationSpec) -> list[Fact]:
+def describe(move: Move, verify: Verify, live: LiveSource | None) -> list[Fact]:
     """What a reviewer reads about one collection."""
     old, new, transform = move.source_schema, move.schema, move.transform
     back = {target: source for source, target in transform.vectors.items()} or {
@@ -143,12 +147,12 @@ def describe(move: Move, spec: VectorMigrationSpec) -> list[Fact]:
         facts.append(
             Fact(label="settings of the source", before=", ".join(f"{k}={v}" for k, v in sorted(old.settings.items())))
         )
-    how = {"full": "every point", "sample": f"{spec.verify.sample} points", "count": "counts only"}[spec.verify.mode]
+    how = {"full": "every point", "sample": f"{verify.sample} points", "count": "counts only"}[verify.mode]
     facts.append(Fact(label="verification", after=how))
-    if spec.live is not None:
-        by = f"by {spec.live.field}" if spec.live.field else "by ids and content"
-        wait = "; then it waits for an operator" if spec.live.hold else ""
-        until = f"until a pass repairs at most {spec.live.bound:,} points{wait}"
+    if live is not None:
+        by = f"by {live.field}" if live.field else "by ids and content"
+        wait = "; then it waits for an operator" if live.hold else ""
+        until = f"until a pass repairs at most {live.bound:,} points{wait}"
         facts.append(Fact(label="written to meanwhile", after=f"brought over {by}, {until}"))
     return facts
 
