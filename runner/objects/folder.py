@@ -14,21 +14,30 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
 from runner.errors import Permanent, Transient, VecrunError
 from runner.objects import FolderConfig
-from runner.objects.storage import Found, Objects, checked_key, checked_prefix, no_such_file, too_large
+from runner.objects.storage import Found, Objects, Source, checked_key, checked_prefix, no_such_file, too_large
 from runner.store import Health
 
 #: What a file is called until it is whole.
 _UNFINISHED = ".vecrun-{}.part"
 _RIGHTS = (errno.EACCES, errno.EPERM, errno.EROFS)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_NAME = (errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.ELOOP, errno.EEXIST)
+_NAME = (
+    errno.EFBIG,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.ENAMETOOLONG,
+    errno.EINVAL,
+    errno.EILSEQ,
+    errno.ELOOP,
+    errno.EEXIST,
+)
 
 
 class FolderObjects(Objects):
@@ -52,6 +61,21 @@ class FolderObjects(Objects):
     def write(self, key: str, data: bytes) -> None:
         with self._errors("write", key):
             self._replace(key, lambda file: file.write(data))
+
+    def write_from(self, key: str, chunks: Iterable[bytes], unfinished: str = "") -> int:
+        with Source(chunks) as source, self._errors("write", key):
+            self._replace(key, lambda file: file.writelines(source), unfinished=unfinished)
+        return source.size
+
+    def pieces(self, key: str, size: int = 1 << 20) -> Iterator[bytes]:
+        with self._errors("read", key), self._opened(key) as file:
+            while piece := file.read(size):
+                yield piece
+
+    def free(self) -> int | None:
+        with self._errors("read", ""):
+            self._there()
+            return shutil.disk_usage(self._root).free
 
     def head(self, key: str) -> Found | None:
         with self._errors("read", key):
@@ -133,22 +157,25 @@ class FolderObjects(Objects):
         with os.fdopen(fd, "rb") as file:
             yield file
 
-    def _replace(self, key: str, fill: Callable[[BinaryIO], object], like: Path | None = None) -> None:
+    def _replace(
+        self, key: str, fill: Callable[[BinaryIO], object], like: Path | None = None, unfinished: str = ""
+    ) -> None:
         path = self._path(key)
         self._there()
         _make(path.parent)
         # one name for a key, so that what a killed process left is taken up by its repetition
-        unfinished = path.parent / _UNFINISHED.format(hashlib.sha256(key.encode()).hexdigest()[:32])
-        with _alone(unfinished) as file:
+        name = _UNFINISHED.format(hashlib.sha256(key.encode()).hexdigest()[:32])
+        growing = self._path(unfinished) if unfinished else path.parent / name
+        with _alone(growing) as file:
             try:
                 fill(file)
                 file.flush()
                 if like:
-                    shutil.copystat(like, unfinished)
+                    shutil.copystat(like, growing)
                 os.fsync(file.fileno())
-                unfinished.rename(path)
+                growing.rename(path)
             except BaseException:
-                unfinished.unlink()
+                growing.unlink()
                 raise
         _sync(path.parent)
 

@@ -10,20 +10,21 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
 from runner.errors import NotFound, Permanent, RateLimited, Transient, VecrunError
 from runner.objects import S3Config
-from runner.objects.storage import Found, Objects, checked_key, checked_prefix, no_such_file, too_large
+from runner.objects.storage import Found, Objects, Source, checked_key, checked_prefix, no_such_file, too_large
 from runner.store import Health
 
 _CONNECT = 5  # seconds until a connection is there
 _WHOLE = 24 * 3600  # seconds a request may take; that it goes on is what `timeout` watches
 _KEY = 1024  # bytes a key may have
 _PARTS = 256 * 2**20  # bytes beyond which a file goes up in parts, which a killed process leaves behind
+_PART, _AT_ONCE = 16 * 2**20, 4  # of what comes piece by piece: S3 takes 10,000 parts, so 160 GB, and 64 MiB of memory
 #: Where a virtual machine is asked for keys: the last place that is tried.
 _INSTANCE = re.compile(r"https?://[^/ ]+/latest/(?:api/token|meta-data)")
 _STATUS = re.compile(r"status code: (\d{3})")
@@ -104,6 +105,21 @@ class S3Objects(Objects):
     def write(self, key: str, data: bytes) -> None:
         with self._errors("write", key):
             self._obstore.put(self._store, self._key(key), data, use_multipart=len(data) > _PARTS)
+
+    def write_from(self, key: str, chunks: Iterable[bytes], unfinished: str = "") -> int:  # noqa: ARG002
+        with Source(chunks) as source, self._errors("write", key):
+            self._obstore.put(
+                self._store, self._key(key), source, use_multipart=True, chunk_size=_PART, max_concurrency=_AT_ONCE
+            )
+        return source.size
+
+    def pieces(self, key: str, size: int = 1 << 20) -> Iterator[bytes]:
+        with self._errors("read", key):
+            for piece in self._obstore.get(self._store, self._key(key)).stream(min_chunk_size=size):
+                yield bytes(piece)
+
+    def free(self) -> int | None:
+        return None
 
     def head(self, key: str) -> Found | None:
         try:

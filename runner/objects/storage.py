@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from typing import cast
 
 from runner.errors import NotFound, Permanent
 from runner.store import ConnectionConfig, Health
@@ -43,6 +44,20 @@ class Objects(ABC):
         """Write it, whole or not at all, over what was there. Durable when this returns."""
 
     @abstractmethod
+    def write_from(self, key: str, chunks: Iterable[bytes], unfinished: str = "") -> int:
+        """As `write`, of bytes that come piece by piece and are nowhere held together; returns how many. When `chunks`
+        raises, nothing is written, and its error leaves as it is. `unfinished`: in a folder, the key under which the file
+        grows until it is whole; other storage shows a file only when it is."""
+
+    @abstractmethod
+    def pieces(self, key: str, size: int = 1 << 20) -> Iterator[bytes]:
+        """The file, about `size` bytes at a time. NotFound, when the first is asked for."""
+
+    @abstractmethod
+    def free(self) -> int | None:
+        """Bytes that this user may still write; None where nobody can say."""
+
+    @abstractmethod
     def head(self, key: str) -> Found | None:
         """What is known about a file without reading it; None when there is none."""
 
@@ -72,6 +87,33 @@ class Objects(ABC):
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+class Source(Iterator[bytes]):
+    """What a caller gives to be written, counted. What it raises leaves the block of this as it is, so that nobody takes it
+    for an error of the storage."""
+
+    def __init__(self, chunks: Iterable[bytes]) -> None:
+        self._chunks, self._error = iter(chunks), cast("BaseException | None", None)
+        self.size = 0
+
+    def __next__(self) -> bytes:
+        try:
+            chunk = next(self._chunks)
+        except StopIteration:
+            raise
+        except BaseException as exc:
+            self._error = exc
+            raise
+        self.size += len(chunk)
+        return chunk
+
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._error is not None:
+            raise self._error from self._error.__cause__
 
 
 def open_objects(config: ConnectionConfig) -> Objects:
@@ -140,6 +182,12 @@ class ReadOnlyObjects(Objects):
     def read(self, key: str, limit: int | None = None) -> bytes:
         return self.inner.read(key, limit)
 
+    def pieces(self, key: str, size: int = 1 << 20) -> Iterator[bytes]:
+        return self.inner.pieces(key, size)
+
+    def free(self) -> int | None:
+        return self.inner.free()
+
     def head(self, key: str) -> Found | None:
         return self.inner.head(key)
 
@@ -154,6 +202,10 @@ class ReadOnlyObjects(Objects):
 
     def write(self, key: str, data: bytes) -> None:
         self._refuse(f"write {key} ({len(data):,} bytes)")
+
+    def write_from(self, key: str, chunks: Iterable[bytes], unfinished: str = "") -> int:  # noqa: ARG002
+        self._refuse(f"write {key}")
+        return sum(map(len, chunks))  # a dry run reads all of it
 
     def copy(self, source: str, to: str) -> None:
         self._refuse(f"copy {source} to {to}")

@@ -151,6 +151,70 @@ def test_bytes_stay_bytes_and_a_limit_is_kept(objects: Objects) -> None:
         objects.read("big", limit=len(data) - 1)
 
 
+class Broken(Exception):
+    """What a caller's iterator raises."""
+
+
+def given_pieces(count: int, size: int, error: BaseException | None = None) -> Iterator[bytes]:
+    for number in range(count):
+        yield bytes([number % 256]) * size
+    if error is not None:
+        raise error
+
+
+@pytest.mark.parametrize(("count", "size"), [(0, 0), (1, 0), (1, 1), (1000, 10), (5, 7_000_000)])
+def test_pieces_in_and_out(objects: Objects, count: int, size: int) -> None:
+    data = b"".join(given_pieces(count, size))
+    for _ in range(2):
+        assert objects.write_from("a/f", given_pieces(count, size), unfinished="a/f.tmp") == len(data)
+    found = objects.head("a/f")
+    assert found is not None
+    assert found.size == len(data)
+    assert [item.key for item in objects.list()] == ["a/f"]
+    for wanted in (1 << 20, 1 << 24):
+        pieces = list(objects.pieces("a/f", wanted))
+        assert b"".join(pieces) == data
+        assert max(map(len, pieces), default=0) <= 4 * wanted, "all of it at once"
+    objects.write("a/f", b"over it")
+    assert b"".join(objects.pieces("a/f")) == b"over it"
+
+
+def test_pieces_of_what_is_not_there(objects: Objects) -> None:
+    objects.write("folder/f", b"1")
+    for key in ("nothing", "folder"):
+        with pytest.raises(NotFound, match="No such file"):
+            next(objects.pieces(key))
+    with pytest.raises(Permanent, match="no key of a file"):
+        next(objects.pieces("../x"))
+    with pytest.raises(Permanent, match="no key of a file"):
+        objects.write_from("../x", [b"1"])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [Broken("mine"), OSError("mine"), ValueError("mine"), Transient("mine"), KeyboardInterrupt("mine")],
+    ids=repr,
+)
+@pytest.mark.parametrize(("count", "size"), [(0, 0), (3, 10), (2, 17_000_000)])
+def test_an_iterator_that_raises_leaves_nothing(
+    request: pytest.FixtureRequest, objects: Objects, config: Any, error: BaseException, count: int, size: int
+) -> None:
+    objects.write("there", b"before")
+    for key in ("f", "there"):
+        with pytest.raises(type(error), match="mine") as caught:
+            objects.write_from(key, given_pieces(count, size, error), unfinished=f"{key}.tmp")
+        assert caught.value is error, "an error of the caller, told as one of the storage"
+    assert [(item.key, item.size) for item in objects.list()] == [("there", 6)]
+    assert objects.read("there") == b"before"
+    if isinstance(config, S3Config):
+        server: S3 = request.getfixturevalue("s3")
+        assert not server.client().list_multipart_uploads(Bucket=config.bucket).get("Uploads")
+    else:
+        assert [path.name for path in Path(config.path).iterdir()] == ["there"]
+    assert objects.write_from("f", [b"now"]) == 3
+    assert objects.read("f") == b"now"
+
+
 def test_threads_at_work_on_one_storage(objects: Objects) -> None:
     failed = []
 
@@ -211,7 +275,8 @@ def test_only_apply_writes(config: FolderConfig | S3Config, tmp_path: Path, monk
                 with pytest.raises(Permanent, match="read-only") if mode == "read" else contextlib.nullcontext():
                     write(objects)
             assert [item.key for item in objects.list()] == ["f"]
-            assert objects.read("f") == b"1"
+            assert objects.read("f") == b"".join(objects.pieces("f")) == b"1"
+            assert objects.free() is None or config.type == "folder"
             assert objects.head("g") is None
             with pytest.raises(Permanent, match="no vector store"):
                 world.store("files")
@@ -362,6 +427,92 @@ def test_a_killed_writer_leaves_whole_files_and_its_rest_is_taken_up(folder: Obj
     folder.copy("f", "t/f")
     assert sorted(path.name for path in root.rglob("*") if path.is_file()) == ["f", "f"]
     assert leftovers, "no kill hit a write: the test shows nothing"
+
+
+def test_a_file_is_seen_growing_under_its_other_name(folder: Objects, root: Path) -> None:
+    seen = []
+
+    def chunks() -> Iterator[bytes]:
+        for _ in range(3):
+            yield b"x" * 200_000
+            seen.append(([item.key for item in folder.list()], (root / "f.csv.tmp").stat().st_size))
+
+    folder.write_from("f.csv", chunks(), unfinished="f.csv.tmp")
+    assert [keys for keys, _size in seen] == [["f.csv.tmp"]] * 3
+    assert [size for _keys, size in seen] == sorted({size for _keys, size in seen}), "it does not grow"
+    assert [item.key for item in folder.list()] == ["f.csv"]
+
+
+GROWER = """
+import sys, time
+from runner.objects import FolderConfig
+from runner.objects.storage import open_objects
+
+def chunks():
+    yield b"of the dead" * 100_000
+    print("up", flush=True)
+    time.sleep(60)
+
+open_objects(FolderConfig(type="folder", path=sys.argv[1])).write_from("f.csv", chunks(), unfinished="f.csv.tmp")
+"""
+
+
+def test_what_a_killed_writer_left_growing_is_taken_over(folder: Objects, root: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", GROWER, str(root)], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    with pytest.raises(Transient, match="Somebody else writes this file"):  # it lives
+        folder.write_from("f.csv", [b"mine"], unfinished="f.csv.tmp")
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    assert [item.key for item in folder.list()] == ["f.csv.tmp"]
+    (root / "f.csv.tmp").chmod(0o400)
+    assert folder.write_from("f.csv", [b"mine"], unfinished="f.csv.tmp") == 4
+    assert [path.name for path in root.iterdir()] == ["f.csv"]
+    assert folder.read("f.csv") == b"mine"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one megabyte."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if os.geteuid() != 0:
+        pytest.skip("a small disk needs root, to mount a tmpfs")
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.strip()}")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_full_disk_leaves_nothing(small_disk: Path) -> None:
+    folder = open_objects(FolderConfig(type="folder", path=str(small_disk)))
+    folder.write("there", b"x" * 10_000)
+    room = folder.free()
+    assert room is not None
+    assert 900_000 < room < 2**20
+    for size in (100, 100_000, 2_000_000):  # full in the middle, and when the rest is flushed
+        for unfinished in ("", "there.tmp"):
+            with pytest.raises(Permanent, match="The disk is full"):
+                folder.write_from("there", (b"y" * size for _ in range(2_000_000 // size)), unfinished=unfinished)
+            assert [path.name for path in small_disk.iterdir()] == ["there"]
+    assert folder.read("there") == b"x" * 10_000
+    assert folder.free() == room
+
+
+def test_room_is_what_this_user_may_use(folder: Objects, root: Path) -> None:
+    room, disk = folder.free(), os.statvfs(root)
+    assert room is not None
+    assert abs(room - disk.f_bavail * disk.f_frsize) < 2**30
+    root.rename(root.with_name("elsewhere"))
+    with pytest.raises(Permanent, match="The folder does not exist"):
+        folder.free()
 
 
 def test_two_writers_of_one_file(folder: Objects) -> None:
@@ -549,9 +700,9 @@ class Answer(BaseHTTPRequestHandler):
             self.send_header("Last-Modified", "Fri, 20 Nov 2026 10:00:00 GMT")
             self.send_header("ETag", '"1"')
             self.end_headers()
-            self.wfile.write(body)
+            self.wfile.write(body[: -server.short or None])
 
-    do_GET = do_HEAD = do_PUT = do_DELETE = answer  # noqa: N815
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = answer  # noqa: N815
 
     def log_message(self, *args: object) -> None:
         return
@@ -563,6 +714,7 @@ def answers() -> Iterator[tuple[Any, dict[str, Any]]]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
         told: Any = server
         told.asked, told.delay, told.status, told.body = [], 0.0, 500, b""
+        told.short = 0  # bytes that it does not send
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         values = {"type": "s3", "bucket": "bbb", "endpoint": f"http://127.0.0.1:{server.server_port}", "timeout": 1}
         yield told, values | {"access_key_id": "k", "secret_access_key": "s"}
@@ -627,6 +779,18 @@ def test_a_server_that_says_nothing(answers: Any) -> None:
     with opened(values) as objects, pytest.raises(Transient, match="did not answer"):
         objects.read("f")
     assert time.monotonic() - began < 6
+
+
+def test_an_answer_that_breaks_off_is_an_error(answers: Any) -> None:
+    server, values = answers
+    server.status, server.body, server.short = 200, b"x" * 3_000_000, 1_000_000
+    with opened(values) as objects, pytest.raises(Transient, match="did not answer"):
+        list(objects.pieces("f", 1 << 16))
+    server.short, server.status, server.body = 0, 403, failure("AccessDenied")
+    with opened(values) as objects, pytest.raises(Permanent, match="No right to read"):
+        list(objects.pieces("f"))
+    with opened(values) as objects, pytest.raises(Permanent, match="No right to write"):
+        objects.write_from("f", [b"1"])
 
 
 @pytest.mark.parametrize("endpoint", ["http://127.0.0.1:{}", "http://no-such-host.invalid", "https://127.0.0.1:{}"])
