@@ -9,6 +9,7 @@ import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from runner.backups import BackupConfig
 from runner.documents import SqlConfig
 from runner.embedder import Embedder, EmbedderConfig
 from runner.embedders import config_model as embedder_model
@@ -26,6 +27,7 @@ from runner.vectors import Vectors
 
 if TYPE_CHECKING:
     from runner.documents.database import Database
+    from runner.documents.postgres import Postgres
     from runner.objects.storage import Objects
 
 Mode = Literal["read", "dry", "write"]
@@ -39,14 +41,19 @@ class World:
         ledger: Records | None = None,
     ) -> None:  # fmt: skip
         self.settings, self.mode, self.inline, self.ledger = settings, mode, dict(inline or {}), ledger
-        self._open: dict[str, Store | Database | Embedder | Objects] = {}
-        self._lock = threading.Lock()
+        self._open: dict[str, Store | Database | Postgres | Embedder | Objects] = {}
+        self._lock = threading.RLock()  # a store of backups opens the storage that they are in
 
     def store(self, name: str) -> Store:
         """The store behind a connection of the workspace, or an inline one."""
         with self._lock:
             if name not in self._open:
                 config = self._config(name)
+                if isinstance(config, BackupConfig):
+                    from runner.backups.store import BackupStore
+
+                    self._open[name] = BackupStore(self.objects(config.connection), config.folder)
+                    return cast("Store", self._open[name])
                 if isinstance(config, SqlConfig) or config.type in OBJECTS:
                     raise Permanent("This connection is no vector store", f"{name} has type {config.type}")
                 try:
@@ -74,6 +81,29 @@ class World:
             elif isinstance(opened := self._open[name], Store):
                 raise Permanent("This connection is no relational database", f"{name} has type {opened.type}, not sql")
             return cast("Database", self._open[name])
+
+    def postgres(self, name: str) -> Postgres:
+        """The PostgreSQL database behind a connection of type sql or pgvector, for tables as a whole. The server refuses
+        writes unless this is the world of an `apply`."""
+        from runner.documents.postgres import Postgres
+
+        with self._lock:
+            key = f"postgres:{name}"
+            if key not in self._open:
+                config = self._config(name)
+                url = str(getattr(config, "url", ""))
+                if config.type not in ("sql", "pgvector") or not url.startswith("postgres"):
+                    what = url.partition(":")[0] if config.type == "sql" else config.type
+                    raise Permanent(
+                        "Tables are backed up out of PostgreSQL", f"connection {name} is of {what}",
+                        "Give a connection of type sql or pgvector to a PostgreSQL database",
+                    )  # fmt: skip
+                schema = str(getattr(config, "schema_name", "public"))
+                try:
+                    self._open[key] = Postgres(url, schema, read_only=self.mode != "write")
+                except VecrunError as exc:
+                    raise _named(exc, name) from exc
+            return cast("Postgres", self._open[key])
 
     def objects(self, name: str) -> Objects:
         """The object storage behind a connection of type folder or s3."""
@@ -165,16 +195,18 @@ class World:
 
 
 def connection_model(connection_type: str) -> type[ConnectionConfig] | type[EmbedderConfig]:
-    """The pydantic model of a connection type: a store, `sql`, `folder`, `s3`, or model:PROVIDER. NotFound lists those there are."""
+    """The pydantic model of a connection type: a store, `sql`, `folder`, `s3`, `backup`, or model:PROVIDER. NotFound lists those there are."""
     if connection_type.startswith(MODEL):
         return embedder_model(connection_type.removeprefix(MODEL))
     if connection_type == "sql":
         return SqlConfig
+    if connection_type == "backup":
+        return BackupConfig
     if connection_type in OBJECTS:
         return OBJECTS[connection_type]
     if connection_type not in STORES:
         raise NotFound(
-            "No such store type", repr(connection_type), suggest(connection_type, [*STORES, *OBJECTS, "sql"])
+            "No such store type", repr(connection_type), suggest(connection_type, [*STORES, *OBJECTS, "sql", "backup"])
         )
     return config_model(connection_type)
 

@@ -13,13 +13,15 @@ from typing import Any
 from runner import crash
 from runner.documents import chunks as chunk_tables
 from runner.errors import Interrupted, Permanent
-from runner.executor import batch, catchup, copy, quality, replace, settle, verify
+from runner.executor import backup, batch, catchup, copy, quality, replace, settle, verify
+from runner.executor.backup import points
 from runner.executor.embedding import Services
 from runner.executor.flow import Stopped, retried
 from runner.items import Items
 from runner.ledger import Ledger
 from runner.lock import Keeper, Lease, now
 from runner.plan import (
+    BackUpPoints,
     CatchUp,
     CheckQuality,
     ClearCollection,
@@ -108,7 +110,7 @@ class NotOurs(Permanent):
 
 
 #: Steps that are worked on in partitions.
-Partitioned = CopyPoints | VerifyPoints | CatchUp | ReplaceVectors | RestoreVectors | batch.OverDocuments
+Partitioned = CopyPoints | VerifyPoints | CatchUp | ReplaceVectors | RestoreVectors | BackUpPoints | batch.OverDocuments
 
 
 def is_partitioned(step: Any) -> bool:
@@ -123,6 +125,8 @@ def cut(run: Run, number: int) -> None:
     source = run.world.store(step.source.connection)
     if isinstance(step, batch.OverDocuments):
         ranges = batch.ranges(run, step)
+    elif isinstance(step, BackUpPoints):
+        ranges = points.ranges(run, step)
     elif run.dry and not (isinstance(step, CopyPoints) or _looks_first(step)):
         ranges = []  # there is nothing to compare with
     elif catchup.in_passes(step):
@@ -150,6 +154,8 @@ def work(run: Run, number: int, part: int) -> bool:
     """Work on one partition for at most SLICE_SECONDS. True when it is done or set aside, False to be called again."""
     step = run.plan.steps[number]
     assert isinstance(step, Partitioned)
+    if isinstance(step, BackUpPoints):
+        return points.work(run, number, step, part, SLICE_SECONDS)
     for place in (step.source, step.target):  # before anything is claimed: a store may just be restarting
         retried(lambda name=place.connection: run.world.store(name), run.limits, run.stop)  # type: ignore[misc]
     if isinstance(step, batch.OverDocuments):
@@ -172,6 +178,8 @@ def finish(run: Run, number: int) -> dict[str, Any]:
     parts = run.ledger.partitions_of(run.run, number)
     if isinstance(step, batch.OverDocuments):
         return batch.finish(run, step, parts)
+    if isinstance(step, BackUpPoints):
+        return points.finish(parts)
     if catchup.in_passes(step) and not run.dry:
         return catchup.finish(run, number, step, parts)
     if isinstance(step, ReplaceVectors):
@@ -205,6 +213,8 @@ def do(run: Run, number: int) -> dict[str, Any]:
 
 def _do(run: Run, number: int) -> dict[str, Any]:
     step = run.plan.steps[number]
+    if isinstance(step, backup.AtOnce):
+        return backup.do(run, step)
     match step:
         case CreateCollection():
             store = run.world.store(step.target.connection)

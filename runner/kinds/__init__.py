@@ -16,7 +16,9 @@ from runner.world import World
 KINDS: dict[str, str] = {
     "BatchOperation": "runner.kinds.batch_operation:BatchOperationSpec",
     "Reembedding": "runner.kinds.reembedding:ReembeddingSpec",
+    "VectorBackup": "runner.kinds.vector_backup:VectorBackupSpec",
     "VectorMigration": "runner.kinds.vector_migration:VectorMigrationSpec",
+    "VectorRestore": "runner.kinds.vector_restore:VectorRestoreSpec",
 }
 
 

@@ -13,6 +13,15 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, TypeAdapter, ValidationError, model_serializer
 
 from runner.errors import NotFound, PlanRefused
+from runner.plan.backup import (
+    BackUpPoints,
+    BackUpTables,
+    CheckBackup,
+    LoadTables,
+    SealBackup,
+    TruncateTables,
+    UnloadTables,
+)
 from runner.plan.batch import (
     CheckDocuments,
     DeleteDocuments,
@@ -41,22 +50,23 @@ from runner.points import Model
 from runner.spec import digest
 from runner.store import Problem
 
-FORMAT_VERSION = "1.2"
+FORMAT_VERSION = "1.3"
 
 Step = Annotated[
     CreateCollection | CopyPoints | FinishCollection | VerifyPoints | RewriteIds | RestoreIds | SwitchAlias
     | SetServing | ClearCollection | DropCollection | CatchUp | Hold | ReplaceVectors | RestoreVectors | SetModel
     | SettleFailures | CheckQuality | SelectDocuments | DeleteDocuments | EditDocuments | ReprocessDocuments
-    | CheckDocuments | RestoreDocuments,
+    | CheckDocuments | RestoreDocuments | BackUpTables | TruncateTables | LoadTables | UnloadTables | BackUpPoints
+    | SealBackup | CheckBackup,
     Field(discriminator="type"),
 ]  # fmt: skip
 
 
 class Observed(Model):
-    """A collection as it was when the plan was made. `count` and `schema_digest` are None when it did not exist."""
+    """A collection, or a relational table, as it was when the plan was made. `count` and `schema_digest` are None when it did not exist."""
 
     place: Place
-    role: Literal["source", "target"]
+    role: Literal["source", "target", "table"]
     count: int | None
     schema_digest: str | None
     live: bool = False  # it is written to: its count may move
@@ -71,7 +81,7 @@ class Observed(Model):
 
 def acceptable(code: str) -> bool:
     """Whether a spec may accept a finding: `accept: [{code, reason}]`."""
-    return code.startswith(("VL", "VC")) or code in ("VD101", "VD105")
+    return code.startswith(("VL", "VC")) or code in ("VD101", "VD105", "VD106", "VD107")
 
 
 class Notice(Model):
@@ -162,10 +172,10 @@ class Plan(Model):
             place
             for step in self.steps
             if not isinstance(step, VerifyPoints | CheckQuality)
-            for place in (getattr(step, "target", None), getattr(step, "saved", None))
+            for place in (getattr(step, "target", None), getattr(step, "saved", None), *step.written_places)
             if isinstance(place, Place)
         }
-        return written, {step.source for step in self.steps if isinstance(step, CopyPoints)} - written
+        return written, {place for step in self.steps for place in step.read_places} - written
 
     def sealed(self) -> Plan:
         """The same plan with its digest filled in."""

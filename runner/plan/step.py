@@ -67,6 +67,16 @@ class StepBase(Model):
             return documents, "documents"
         return getattr(self, "points", None) or 0, "points"
 
+    @property
+    def written_places(self) -> tuple[Place, ...]:
+        """What is written by it, beside its `target` and `saved`."""
+        return ()
+
+    @property
+    def read_places(self) -> tuple[Place, ...]:
+        """What must not be changed by another run meanwhile."""
+        return ()
+
     def reverse(self) -> tuple[Step, ...] | None:
         """The steps that undo this one, () when there is nothing to undo, None when it is irreversible."""
         return ()

@@ -10,7 +10,19 @@ from runner.errors import LockHeld, VecrunError
 from runner.kinds import Draft, kind_module
 from runner.ledger import FINAL, Ledger
 from runner.lock import now
-from runner.plan import Change, CopyPoints, Notice, Plan, ReplaceVectors, RestoreDocuments, RestoreVectors, loads
+from runner.plan import (
+    Change,
+    CopyPoints,
+    LoadTables,
+    Notice,
+    Plan,
+    ReplaceVectors,
+    RestoreDocuments,
+    RestoreVectors,
+    TruncateTables,
+    UnloadTables,
+    loads,
+)
 from runner.planner.observed import applied_plan, compare, drift, foreign, moved_connections, moved_selection, observe
 from runner.planner.undo import NEW_POINTS, retry, rollback
 from runner.settings import MODEL, Settings
@@ -49,7 +61,7 @@ def build(job: Job, settings: Settings, ledger: Ledger, states: States, *, unpin
         elif state.pinned == wanted and not unpin and module.recurring(job.spec):
             draft = module.plan_steps(job.name, job.spec, world, state, applied=False)
             if draft.steps:
-                message = "the job was rolled back, so nothing is embedded again by itself; apply with --unpin"
+                message = "the job was rolled back, so nothing is done again by itself; apply with --unpin"
                 draft.notices.append(Notice(code=ROLLED_BACK, message=message, blocking=True))
         elif state.pinned == wanted and not unpin:
             message = "this spec was rolled back and stays so; change the spec, or apply with --unpin"
@@ -138,14 +150,14 @@ def refuse_half_changed(plan: Plan, ledger: Ledger) -> None:
             continue
         other = loads(ledger.run(row["run"])["plan"], f"run {row['run']}")
         for step, state in zip(other.steps, ledger.steps_of(row["run"]), strict=True):
-            if (
-                not isinstance(step, CopyPoints | ReplaceVectors | RestoreVectors | Change | RestoreDocuments)
-                or state["status"] == "pending"
-            ):
+            filling = isinstance(step, CopyPoints | ReplaceVectors | RestoreVectors | Change | RestoreDocuments)
+            emptying = isinstance(step, TruncateTables | LoadTables | UnloadTables)
+            if not (filling or emptying) or state["status"] == "pending":
                 continue
-            if step.target in written | read:
+            places = {*([step.target] if filling else []), *(step.written_places if emptying else [])}  # type: ignore[union-attr]
+            for place in sorted(places & (written | read), key=str):
                 raise VecrunError(
                     "Another job has changed a part of the collection",
-                    f"{step.target}: run {row['run']} of job {row['job']} is {row['status']}",
+                    f"{place}: run {row['run']} of job {row['job']} is {row['status']}",
                     f"Finish it: vecrun resume {row['job']}\nOr undo it: vecrun rollback {row['job']}",
                 )

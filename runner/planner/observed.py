@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from runner.clauses.selection import select
 from runner.errors import NotFound
 from runner.ledger import Ledger
@@ -18,12 +20,17 @@ from runner.state import State
 from runner.world import World
 
 
-def look(world: World, place: Place, role: str, live: bool = False) -> Observed:
+def look(world: World, place: Place, role: Literal["source", "target", "table"], live: bool = False) -> Observed:
+    """A collection, or a relational table, as it is now."""
+    if role == "table":
+        table = world.postgres(place.connection).describe(place.collection)
+        count, shape = (None, None) if table is None else (table.rows, table.shape.fingerprint())
+        return Observed(place=place, role=role, count=count, schema_digest=shape, live=live)
     store = world.store(place.connection)
     schema = store.inspect(place.collection)
     return Observed(
         place=place,
-        role="source" if role == "source" else "target",
+        role=role,
         count=store.count(place.collection) if schema is not None else None,
         schema_digest=digest(schema.model_dump(mode="json")) if schema is not None else None,
         live=live,
@@ -107,7 +114,8 @@ def compare(before: tuple[Observed, ...], after: tuple[Observed, ...]) -> list[s
             found.append(f"{old.place} ({old.role}) {'appeared' if old.count is None else 'is gone'}")
         elif old.count is not None and new.count is not None:
             if old.count != new.count and not old.live:
-                found.append(f"{old.place} ({old.role}) held {old.count:,} points and holds {new.count:,} now")
+                what = "rows" if old.role == "table" else "points"
+                found.append(f"{old.place} ({old.role}) held {old.count:,} {what} and holds {new.count:,} now")
             if old.schema_digest != new.schema_digest:
                 found.append(f"{old.place} ({old.role}) has another schema, index or setting now")
     return found

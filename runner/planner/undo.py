@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from runner import __version__
 from runner.errors import NotFound, PlanRefused, VecrunError
@@ -19,6 +19,7 @@ from runner.plan import (
     DropCollection,
     EditDocuments,
     Estimate,
+    LoadTables,
     Notice,
     Observed,
     Place,
@@ -114,7 +115,7 @@ def rollback(
                 message = "the source is gone: after a rollback nothing would serve these points"
                 notices.append(Notice(code=SOURCE_GONE, message=message, where=str(copy.source), blocking=True))
         kept, found = _still_ours(undo, world)
-        steps = [_as_it_stands(step, world) for step in kept]
+        steps = [_as_it_stands(step, world, run["run"]) for step in kept]
         written = _written(plan, rows)
         for place, count in _retried(job, run["run"], ledger).items():
             written[place] = written.get(place, 0) + count
@@ -235,8 +236,10 @@ def _irreversible(step: Step) -> Notice:
     )
 
 
-def _as_it_stands(step: Step, world: World) -> Step:
-    """A delete, or what is put back, with the number of points that are there now."""
+def _as_it_stands(step: Step, world: World, run: str) -> Step:
+    """A delete, or what is put back, with the number of points that are there now; a backup is that of the run."""
+    if isinstance(step, LoadTables):
+        return step.model_copy(update={"of_run": run})
     if isinstance(step, RestoreVectors | RestoreDocuments):
         store = world.store(step.saved.connection)
         there = store.inspect(step.saved.collection) is not None
@@ -426,8 +429,8 @@ def _never_saved(begun: list[Step], world: World) -> list[Notice]:
     return found
 
 
-def _touched(steps: list[Step]) -> dict[Place, str]:
-    places: dict[Place, str] = {}
+def _touched(steps: list[Step]) -> dict[Place, Literal["source", "target"]]:
+    places: dict[Place, Literal["source", "target"]] = {}
     for step in steps:
         if isinstance(step, CopyPoints):
             places[step.source], places[step.target] = "source", "target"

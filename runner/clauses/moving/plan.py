@@ -44,6 +44,7 @@ class How:
     live: LiveSource | None = None
     cutover: Cutover | None = None
     merge: bool = False
+    keep_names: bool = False  # vectors are called as before, where a rule says nothing else
 
 
 def plan_move(rule: CollectionRule, source_place: Place, place: Place, source: Store, target: Store, how: How) -> Move:
@@ -57,7 +58,7 @@ def plan_move(rule: CollectionRule, source_place: Place, place: Place, source: S
             "Source and target are the same collection", str(place), "Give the target another name with to:"
         )
     where, points = str(source_place), source.count(name)
-    transform, wish, problems = _wish(rule, place, schema, target, where)
+    transform, wish, problems = _wish(rule, place, schema, target, where, keep_names=how.keep_names)
     fitted, unfit = target.fit(wish)
     problems += unfit
     seen = {(item.code, item.field): item for item in problems}
@@ -114,12 +115,12 @@ def _unseen(move: Move, version: str | None) -> list[Problem]:
 
 
 def _wish(
-    rule: CollectionRule, place: Place, schema: CollectionSchema, target: Store, where: str
+    rule: CollectionRule, place: Place, schema: CollectionSchema, target: Store, where: str, *, keep_names: bool
 ) -> tuple[Transform, CollectionSchema, list[Problem]]:
     """The transform, the schema we would like the target to have (the target then says what it can), what is found."""
     problems = list[Problem]()
     caps = target.capabilities()
-    names = _vector_names(rule, schema, caps.default_vector_name)
+    names = _vector_names(rule, schema, None if keep_names else caps.default_vector_name)
     for name in rule.index:
         if name not in names.values():
             raise NotFound("No such vector", f"index: {name!r} in the target of {where}", suggest(name, names.values()))
@@ -176,15 +177,15 @@ def _wish(
     return transform, wish, problems
 
 
-def _vector_names(rule: CollectionRule, schema: CollectionSchema, default: str) -> dict[str, str]:
-    """source vector -> target vector. A collection's only vector gets the name the target uses for such."""
+def _vector_names(rule: CollectionRule, schema: CollectionSchema, default: str | None) -> dict[str, str]:
+    """source vector -> target vector. A collection's only vector gets the name the target uses for such, if given."""
     existing = [item.name for item in schema.vectors] + [item.name for item in schema.sparse]
     if rule.vectors:
         for name in rule.vectors:
             if name not in existing:
                 raise NotFound("No such vector", f"{name!r} in {schema.name}", suggest(name, existing))
         return dict(rule.vectors)
-    if len(existing) == 1 and schema.vectors:
+    if len(existing) == 1 and schema.vectors and default is not None:
         return {existing[0]: default}
     return {name: name for name in existing}
 

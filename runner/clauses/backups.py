@@ -1,0 +1,62 @@
+"""The storage that backups are in: whether it can be read and written, how much room it has, and what is there already."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from runner.backups import manifest
+from runner.backups.manifest import Backup
+from runner.errors import Permanent, VecrunError
+from runner.objects.storage import Objects
+from runner.plan import BackupFolder, Notice
+from runner.world import World
+
+#: Codes of backups and of what is made of them.
+NO_STORAGE_RIGHT = "VX220"
+NO_ROOM = "VX221"
+LITTLE_ROOM = "VI130"
+UNREADABLE = "VI131"
+
+
+def storage(world: World, folder: BackupFolder, *, write: bool) -> tuple[Objects, list[Notice]]:
+    """The object storage, asked once; what this login may not do there."""
+    objects = world.objects(folder.connection)
+    rights = objects.health().rights
+    known = "read" in rights  # S3 tells only what it was asked: to list
+    lacking = [right for right in ("read", *(["write"] if write else [])) if known and right not in rights]
+    if not lacking:
+        return objects, []
+    message = f"no right to {' and '.join(lacking)} there"
+    return objects, [Notice(code=NO_STORAGE_RIGHT, message=message, where=folder.connection, blocking=True)]
+
+
+def last_backup(
+    objects: Objects, folder: BackupFolder, form: Literal["tables", "collections"]
+) -> tuple[Backup | None, list[Notice]]:
+    """The newest whole backup of this form that can be read, and which newer ones cannot."""
+    found = list[Notice]()
+    for item in manifest.newest_first(objects, folder.folder):
+        if isinstance(item, VecrunError):
+            message = f"an earlier backup cannot be read and is left alone: {item.summary}: {item.detail}"
+            found.append(Notice(code=UNREADABLE, message=message, where=str(folder)))
+        elif item.whole and item.form == form:
+            return item, found
+        elif item.form != form:
+            raise Permanent(
+                "The folder has backups of another kind",
+                f"{folder}: backup {item.id} of job {item.job} is one of {item.form}",
+                "Give each job a folder of its own: to: {folder: …}",
+            )
+    return None, found
+
+
+def room_problems(objects: Objects, folder: BackupFolder, needed: int, *, shared: bool) -> list[Notice]:
+    """Whether there is room for so many bytes; `shared`: most of them may be there already."""
+    free = objects.free()
+    if free is None or needed <= free:
+        return []
+    message = f"about {needed:,} bytes are needed, and {free:,} are free"
+    if shared:
+        message += "; files of earlier backups that did not change are not written again"
+        return [Notice(code=LITTLE_ROOM, message=message, where=str(folder))]
+    return [Notice(code=NO_ROOM, message=message, where=str(folder), blocking=True)]

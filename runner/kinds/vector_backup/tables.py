@@ -1,0 +1,157 @@
+"""Tables that are backed up: what they are, what this login may do with them, and what emptying one would take along."""
+
+from __future__ import annotations
+
+from runner.backups.manifest import Backup, TableFile
+from runner.clauses.spec import notice
+from runner.documents.copying import versions
+from runner.documents.postgres import Postgres
+from runner.documents.shape import Described, Shape
+from runner.errors import VecrunError
+from runner.kinds import Draft
+from runner.kinds.vector_backup.spec import Tables, VectorBackupSpec
+from runner.objects.storage import Objects
+from runner.plan import (
+    BackupFolder,
+    BackUpTables,
+    Estimate,
+    Fact,
+    Notice,
+    Observed,
+    Overview,
+    Place,
+    TruncateTables,
+)
+from runner.store import Problem
+from runner.world import World
+
+#: Codes of this kind.
+NO_TABLE = "VX222"
+NO_RIGHT = "VX223"
+HIDDEN_ROWS = "VX224"
+NO_TRUE_TABLE = "VX225"
+CASCADES = "VX226"
+EMPTIES = "VB109"
+UNCHANGED = "VI132"
+
+
+def plan_tables(
+    spec: VectorBackupSpec, tables: Tables, world: World, into: BackupFolder, objects: Objects, earlier: Backup | None,
+    applied: bool, accepted: dict[str, str], draft: Draft,
+) -> None:  # fmt: skip
+    """Adds steps, findings, facts and what was observed to the draft."""
+    postgres = world.postgres(tables.connection)
+    found = dict[str, Described]()
+    for name in tables.all:
+        described, where = postgres.describe(name), f"{tables.connection}/{name}"
+        problems = _problems(tables, name, described, postgres)
+        draft.notices += [notice(item, where, accepted) for item in problems]
+        if described is None:
+            continue
+        found[name] = described
+        place = Place(connection=tables.connection, collection=name)
+        draft.world.append(
+            Observed(
+                place=place, role="table", count=described.rows, schema_digest=described.shape.fingerprint(), live=True
+            )
+        )
+        draft.overview.append(Overview(source=place, target=into.place, facts=_facts(name, described, tables)))
+    if len(found) < len(tables.all):
+        return
+    unchanged = applied and earlier is not None and not _changed(tables, found, postgres, objects, into, earlier)
+    if unchanged and earlier is not None and not draft.notices:
+        message = f"no row has changed since backup {earlier.id} ({earlier.rows:,} rows), and its files are there"
+        draft.notices.append(Notice(code=UNCHANGED, message=message, where=str(into)))
+        return
+    rows = {name: item.rows or 0 for name, item in found.items()}
+    draft.steps.append(
+        BackUpTables(
+            connection=tables.connection, tables=tables.all, into=into, rows=sum(rows.values()), keep=spec.rules,
+            estimate=Estimate(bytes=sum(item.csv_bytes or 0 for item in found.values())),
+        )
+    )  # fmt: skip
+    if tables.emptied:
+        gone = sum(rows[name] for name in tables.emptied)
+        draft.steps.append(TruncateTables(connection=tables.connection, tables=tables.emptied, source=into, rows=gone))
+        message = "readers find nothing there afterwards, until something is loaded"
+        for name in tables.emptied:
+            draft.notices.append(Notice(code=EMPTIES, message=message, where=f"{tables.connection}/{name}"))
+
+
+def _problems(tables: Tables, name: str, described: Described | None, postgres: Postgres) -> list[Problem]:
+    """Why a table cannot be backed up, or not emptied."""
+    if described is None:
+        return [Problem(NO_TABLE, f"there is no such table, in {postgres.shown}")]
+    found = list[Problem]()
+    shape = described.shape
+    wanted = ["select", *(["truncate"] if name in tables.emptied else [])]
+    for right in wanted:
+        if right not in described.rights:
+            found.append(
+                Problem(NO_RIGHT, f"the login may not {right.upper()} it; GRANT {right.upper()} ON {shape.qualified}")
+            )
+    if shape.hidden_rows:
+        message = "row level security hides rows from this login: give it BYPASSRLS, or connect as the owner"
+        found.append(Problem(HIDDEN_ROWS, message))
+    if shape.relation == "other":
+        found.append(Problem(NO_TRUE_TABLE, "it is a view or a foreign table; name the tables that hold its rows"))
+    if name in tables.emptied:
+        emptied = {".".join(postgres.split(other)) for other in tables.emptied}
+        for reference in shape.referenced_by:
+            if reference.table not in emptied and reference.table != shape.qualified:
+                rows = "" if reference.rows is None else f" and its {reference.rows:,} rows"
+                message = (
+                    f"{reference.table}{rows} points at it (foreign key {reference.constraint}, on delete "
+                    f"{reference.on_delete}), and would have to be emptied with it: name it in truncate, too"
+                )
+                found.append(Problem(CASCADES, message))
+    return found
+
+
+def _facts(name: str, described: Described, tables: Tables) -> tuple[Fact, ...]:
+    """What a reviewer reads about a table."""
+    shape = described.shape
+    rows = "not known" if described.rows is None else f"{described.rows:,}"
+    facts = [
+        Fact(label="rows", before=rows, after="0, once the backup is whole" if name in tables.emptied else rows),
+        Fact(label="columns", before=", ".join(f"{item.name} {item.type}" for item in shape.columns)),
+        Fact(label="as CSV", after=f"about {described.csv_bytes or 0:,} bytes"),
+    ]
+    if references := [item for item in shape.referenced_by if item.table != shape.qualified]:
+        shown = ", ".join(f"{item.table} (on delete {item.on_delete})" for item in references)
+        facts.append(Fact(label="referenced by", before=shown))
+    return tuple(facts)
+
+
+def _same(shape: Shape, kept: TableFile, postgres: Postgres) -> bool:
+    """Whether a table is the one that was backed up, with the very versions of its rows."""
+    if kept.shape is None or (kept.shape.oid, kept.shape.database) != (shape.oid, shape.database):
+        return False
+    if kept.shape.fingerprint() != shape.fingerprint():
+        return False
+    with postgres.connect() as connection:
+        return versions(connection, shape) == kept.snapshot
+
+
+def _changed(
+    tables: Tables, found: dict[str, Described], postgres: Postgres, objects: Objects, into: BackupFolder, earlier: Backup
+) -> str:  # fmt: skip
+    """Why the newest backup is not enough; empty when it holds exactly what is there, apart from what was emptied since."""
+    kept = {item.table: item for item in earlier.tables}
+    for name, described in found.items():
+        if name in tables.emptied and described.rows == 0:
+            continue
+        if name not in kept:
+            return f"{name} is not in it"
+        if name in tables.emptied:
+            return f"{name} holds rows"
+        if not _same(described.shape, kept[name], postgres):
+            return f"rows of {name} were written since"
+    for file, size in earlier.files.items():
+        try:
+            there = objects.head(into.key(file))
+        except VecrunError as exc:
+            return str(exc)
+        if there is None or there.size != size:
+            return f"{file} is gone, or was changed"
+    return ""
