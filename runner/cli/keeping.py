@@ -240,9 +240,9 @@ def gc(context: Context, auto_approve: bool, dry_run: bool, as_json: bool) -> No
     """Remove what is kept for rollbacks whose time is over, and old history: shown first, then asked.
 
     Undo tables, saved points, deleted files in the trash and ledger rows of runs that expired or were rolled back, kept
-    vectors older than vectors.keep, state history older than state.retention, workers that are gone. No other
-    collection, file or pointer and no unfinished run is touched; the list of runs stays, with what they cost and what
-    became of each document.
+    vectors older than vectors.keep, backups that the rules of their job (keep) do not keep, state history older than
+    state.retention, workers that are gone. No other collection, file or pointer and no unfinished run is touched; the
+    list of runs stays, with what they cost and what became of each document.
     """
     from runner import commands
     from runner.report import phrases, to_json
@@ -270,6 +270,7 @@ def gc(context: Context, auto_approve: bool, dry_run: bool, as_json: bool) -> No
     show(
         f"Removed: {tables} undo tables, {collections} collections of saved points, {files:,} deleted files, "
         f"{rows + sum(removed.marks.values()):,} rows of the ledger, {vectors:,} kept vectors, {serials} old states, "
+        f"{sum(len(item.backups) for item in removed.backups)} backups, "
         f"{len(removed.workers)} workers."
     )
     if removed.freed:
@@ -298,6 +299,14 @@ def _show_garbage(found: Garbage) -> None:
         )
     for name, count in found.marks.items():
         show(f"{name} is gone\n  - {count:,} marks of what its vectors were made from")
+    for place in found.backups:
+        show(f"backups of job {place.job} in {place.place}")
+        for backup in place.backups:
+            lacking = "" if backup.whole else ", not whole"
+            show(f"  - {backup.id}: {backup.form}, {backup.rows:,} rows, {phrases.size(backup.bytes)}{lacking}")
+        show(f"  - {len(place.files):,} files that no other backup needs, {phrases.size(place.bytes)}")
+        for name, why in place.kept.items():
+            show(f"  = {name} stays: {', '.join(why)}")
     for name, serials in found.history:
         kind = "serving pointers" if name == "serving" else f"state of job {name}"
         show(f"{kind}\n  - {len(serials)} old serials, {min(serials)} to {max(serials)}")

@@ -13,6 +13,7 @@ _VERBS = {
     "context": ("Context", "load", "open_context"),
     "validation": ("Validation", "validate"),
     "planning": ("plan", "plan_rollback"),
+    "backups": ("BackupsChecked", "Listed", "check_backups", "list_backups"),
     "application": ("apply", "resume", "unfinished_of"),
     "execution": ("Outcome",),
     "failed": ("Documents", "Failures", "documents", "failures", "plan_retry"),

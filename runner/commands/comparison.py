@@ -9,6 +9,7 @@ from typing import Any
 
 from runner import planner
 from runner.actors import Embedded, Progress
+from runner.commands.backups import backups_of, tables_of
 from runner.commands.context import Context, job_of
 from runner.commands.execution import no_progress
 from runner.errors import Interrupted, NotFound, PlanRefused, VerificationFailed
@@ -36,7 +37,8 @@ def verify(
     context: Context, job: str, *, mode: str | None = None, sample: int | None = None, progress: Progress | None = None,
     stop: threading.Event | None = None,
 ) -> Verified:  # fmt: skip
-    """Compare source and target of an applied job again. Writes nothing but a line in the run's log."""
+    """Compare source and target of an applied job again, a backup with its manifest. Writes nothing but a line in the run's
+    log."""
     with context.ledger(reading=True) as ledger:
         name = job_of(context, ledger, job)
         state = context.states.load(name)
@@ -99,6 +101,8 @@ def verify(
                     finally:
                         run.services.close()
                 results.append({"from": str(step.source), "to": str(step.target)} | result)
+            results += backups_of(plan, applied, world, read_data=mode != "count", stop=stop)
+            results += tables_of(plan, applied, world)
         verified = Verified(name, not any(item["differences"] for item in results), tuple(results))
         text = "verified: equal" if verified.equal else "verified: source and target differ"
         ledger.write_log(applied, "info" if verified.equal else "error", text, collections=results)

@@ -57,7 +57,12 @@ class Outcome:
     @property
     def points(self) -> int:
         """Points copied, looked at in place, or of the documents that were changed."""
-        moving = {"copy_points": "done", "replace_vectors": "done", **dict.fromkeys(DOCUMENT_STEPS, "points")}
+        moving = {
+            "copy_points": "done",
+            "replace_vectors": "done",
+            "back_up_points": "done",
+            **dict.fromkeys(DOCUMENT_STEPS, "points"),
+        }
         return sum((item["result"] or {}).get(moving.get(item["type"], ""), 0) for item in self.steps)
 
 

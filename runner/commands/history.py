@@ -13,16 +13,22 @@ from runner.commands.operation import broker_version
 from runner.errors import InvalidFile, VecrunError
 from runner.lock import SLOT
 from runner.plan import (
+    BackUpPoints,
+    BackUpTables,
     Change,
     CopyPoints,
+    LoadTables,
     Plan,
     ReplaceVectors,
     RestoreDocuments,
     RestoreVectors,
+    SealBackup,
     SetModel,
     SetServing,
     Step,
     SwitchAlias,
+    TruncateTables,
+    UnloadTables,
     VerifyPoints,
     loads,
 )
@@ -76,6 +82,8 @@ def status(context: Context, name: str) -> RunStatus:
                 if state["status"] == "running" and state["started"] and item["done"] and row["status"] == "running":
                     passed = (datetime.now(UTC) - datetime.fromisoformat(state["started"])).total_seconds()
                     left = max(step.extent[0] - item["done"], 0) * passed / item["done"]
+            elif _moves(step):  # tables: all at once
+                done += (state["result"] or {}).get("rows", 0)
             steps.append(item)
         row.pop("plan"), row.pop("lease")
         total = sum(step.extent[0] for step in plan.steps if _moves(step))
@@ -97,10 +105,9 @@ def status(context: Context, name: str) -> RunStatus:
 
 
 def _moves(step: Step) -> bool:
-    """Whether a step's points, or documents, count as the run's."""
-    return isinstance(step, CopyPoints | RestoreVectors | Change | RestoreDocuments) or (
-        isinstance(step, ReplaceVectors) and step.phase == "before"
-    )
+    """Whether a step's points, documents or rows count as the run's."""
+    counted = CopyPoints | RestoreVectors | Change | RestoreDocuments | BackUpPoints | BackUpTables | LoadTables
+    return isinstance(step, counted) or (isinstance(step, ReplaceVectors) and step.phase == "before")
 
 
 def _queue_answers(context: Context) -> bool | None:
@@ -190,6 +197,12 @@ def left_behind(context: Context, name: str) -> list[str]:
                     else f"says {step.embed.identity.version} for points that were embedded"
                 )
                 found.append(f"{column} {says}")
+            elif isinstance(step, TruncateTables | LoadTables | UnloadTables) and state["status"] == "done":
+                places = ", ".join(map(str, step.written_places))
+                said = {"truncate_tables": "emptied", "load_tables": "filled from the backup"}
+                found.append(f"{places}: {said.get(step.type, 'as before the restore')}")
+            elif isinstance(step, BackUpTables | BackUpPoints | SealBackup):
+                found.append(f"{step.into}: files of the backup; vecrun gc removes those that no backup names")
             elif isinstance(step, SwitchAlias):
                 found.append(f"alias {step.alias} of {step.connection} points to {step.after or 'nothing'}")
             elif isinstance(step, SetServing):

@@ -1,7 +1,7 @@
 """What is kept for rollbacks that can no longer be: found first, and removed only once it was shown.
 
 Undo tables, saved points and deleted files of runs that are over, and the ledger's rows about single points. Kept vectors
-go by their age. Nothing is touched that vecrun did not make to be able to go back.
+go by their age, backups by the rules of their job. Nothing is touched that vecrun did not make to be able to go back.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import sqlalchemy as sa
 
 from runner import crash
 from runner.errors import LockHeld, VecrunError
+from runner.expiry import backups
+from runner.expiry.backups import OldBackup, OldBackups
 from runner.expiry.kept import OldVectors, embedding, expire_vectors, forget_orphans, old_vectors, orphans
 from runner.expiry.lease import leased
 from runner.expiry.remains import Trash
@@ -24,7 +26,7 @@ from runner.state import KEEP_VERSIONS, SERVING, States
 from runner.sweeper import Sweeper
 from runner.tables import workers
 
-__all__ = ["Garbage", "Leftover", "OldVectors", "Trash", "embedding", "find", "remove"]
+__all__ = ["Garbage", "Leftover", "OldBackup", "OldBackups", "OldVectors", "Trash", "embedding", "find", "remove"]
 
 #: Seconds of silence after which a worker's line is of no use.
 GONE_SECONDS = 60.0
@@ -40,11 +42,12 @@ class Garbage:
     left: tuple[str, ...] = ()
     vectors: OldVectors | None = None
     marks: dict[str, int] = field(default_factory=dict)  # CONNECTION/collection that is gone -> points with a mark
+    backups: tuple[OldBackups, ...] = ()
     freed: int = 0  # bytes by which the ledger's file became smaller
 
     @property
     def empty(self) -> bool:
-        return not (self.runs or self.history or self.workers or self.vectors or self.marks)
+        return not (self.runs or self.history or self.workers or self.vectors or self.marks or self.backups)
 
 
 def find(settings: Settings, ledger: Sweeper, states: States, jobs: Collection[str] | None = None) -> Garbage:
@@ -74,7 +77,8 @@ def find(settings: Settings, ledger: Sweeper, states: States, jobs: Collection[s
     aged, reason = old_vectors(settings, ledger, now)
     gone, reasons = orphans(settings, ledger)
     left += [reason] if reason else []
-    return Garbage(tuple(runs), tuple(history), _gone(ledger), (*left, *reasons), aged, gone)
+    old_backups, unseen = backups.find(settings, ledger, states, now)
+    return Garbage(tuple(runs), tuple(history), _gone(ledger), (*left, *reasons, *unseen), aged, gone, old_backups)
 
 
 def remove(settings: Settings, ledger: Sweeper, states: States, shown: Garbage, say: Callable[[str], None]) -> Garbage:
@@ -110,8 +114,15 @@ def remove(settings: Settings, ledger: Sweeper, states: States, shown: Garbage, 
     forgotten = forget_orphans(settings, ledger, shown.marks, left)
     aged, reason = expire_vectors(ledger, shown.vectors)
     left += [reason] if reason else []
+    gone = list[OldBackups]()
+    for item in shown.backups:
+        one, reasons = backups.remove(settings, ledger, states, item, _now(ledger), say)
+        gone += [one] if one is not None else []
+        left += [reason for reason in reasons if reason not in shown.left]
     freed = ledger.compact() if not ledger.holders() else 0
-    return Garbage(removed.runs, removed.history, shown.workers, (*shown.left, *left), aged, forgotten, freed)
+    return Garbage(
+        removed.runs, removed.history, shown.workers, (*shown.left, *left), aged, forgotten, tuple(gone), freed
+    )  # fmt: skip
 
 
 def _now(ledger: Sweeper) -> datetime:

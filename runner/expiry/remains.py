@@ -17,14 +17,14 @@ from runner import crash
 from runner.clauses.spec import saved
 from runner.errors import VecrunError
 from runner.ledger import Ledger
-from runner.plan import Change, DeleteDocuments, Files, Place, Plan, ReplaceVectors, RewriteIds, SetModel
+from runner.plan import Change, DeleteDocuments, Files, LoadTables, Place, Plan, ReplaceVectors, RewriteIds, SetModel
 from runner.vectors import Vectors
 from runner.world import World
 
 Found = TypeVar("Found")
 
 #: Steps that keep rows as they were in a database.
-Undoable = RewriteIds | SetModel | Change
+Undoable = RewriteIds | SetModel | Change | LoadTables
 #: Files that are listed, then deleted: so many are known at once, and so many calls are under way.
 LISTED, AT_ONCE = 1_000, 8
 
@@ -48,7 +48,7 @@ class Remains:
 
 def names(plan: Plan, run: str) -> set[str]:
     """All that a run may have left, as it is named in `Remains`."""
-    return {*_undo_names(plan), *map(str, _saved_places(plan)), *_trash_names(plan, run)}
+    return {*_undo_names(plan, run), *map(str, _saved_places(plan)), *_trash_names(plan, run)}
 
 
 def look(plan: Plan, run: str, world: World, needed: set[str]) -> tuple[Remains, list[str]]:
@@ -70,7 +70,7 @@ def look(plan: Plan, run: str, world: World, needed: set[str]) -> tuple[Remains,
         return found
 
     found = Remains(
-        each({name: partial(_undo_rows, world, name, step) for name, step in _undo_names(plan).items()}),
+        each({name: partial(_undo_rows, world, name, step, run) for name, step in _undo_names(plan, run).items()}),
         each({str(place): partial(_points, world, place) for place in _saved_places(plan)}),
         each({name: partial(_deleted_files, world, files, run) for name, files in _trash_names(plan, run).items()}),
     )
@@ -88,9 +88,9 @@ def drop(world: World, ledger: Ledger, plan: Plan, run: str, shown: Remains) -> 
         except VecrunError as exc:
             left.append(f"{name} of run {run}: {exc}")
 
-    for name, step in _undo_names(plan).items():
+    for name, step in _undo_names(plan, run).items():
         if name in shown.tables:
-            attempt(name, partial(_forget, world, name, step))
+            attempt(name, partial(_forget, world, name, step, run))
             crash.point("gc", "tables")
     for place in _saved_places(plan):
         if str(place) in shown.collections:
@@ -109,7 +109,7 @@ def moved(plan: Plan, world: World, connection: str) -> bool:
 # Undo tables ----------------------------------------------------------------------------------------------------------
 
 
-def _undo_names(plan: Plan) -> dict[str, Undoable]:
+def _undo_names(plan: Plan, run: str) -> dict[str, Undoable]:
     """CONNECTION/undo table -> a step that fills it. A change of documents has several, and is named by the first."""
     found: dict[str, Undoable] = {}
     for step in plan.steps if plan.purpose != "retry" else ():
@@ -119,13 +119,19 @@ def _undo_names(plan: Plan) -> dict[str, Undoable]:
             found[f"{step.rows.connection}/{step.undo_table}"] = step
         elif isinstance(step, Change) and step.rows is not None and step.undo is not None:
             found[f"{step.rows.connection}/{step.undo.documents}"] = step
+        elif isinstance(step, LoadTables):  # where no old rows were kept there still is the record of the load
+            found[f"{step.connection}/{step.undo[0][1] if step.undo else f'vecrun_load of {run}'}"] = step
     return found
 
 
-def _undo_rows(world: World, name: str, step: Undoable) -> int | None:
+def _undo_rows(world: World, name: str, step: Undoable, run: str) -> int | None:
     from runner.documents import chunks, model
     from runner.documents import rows as documents
 
+    if isinstance(step, LoadTables):
+        from runner.documents import unloading
+
+        return unloading.undo_rows(world.postgres(step.connection), step, run)
     database = world.database(name.partition("/")[0])
     if isinstance(step, RewriteIds):
         return chunks.undo_rows(database, step.chunks, step.undo_table)
@@ -136,10 +142,15 @@ def _undo_rows(world: World, name: str, step: Undoable) -> int | None:
     return documents.undo_rows(database, step.rows, step.undo)
 
 
-def _forget(world: World, name: str, step: Undoable) -> None:
+def _forget(world: World, name: str, step: Undoable, run: str) -> None:
     from runner.documents import chunks, model
     from runner.documents import rows as documents
 
+    if isinstance(step, LoadTables):
+        from runner.documents import unloading
+
+        unloading.forget(world.postgres(step.connection), step, run)
+        return
     database = world.database(name.partition("/")[0])
     if isinstance(step, RewriteIds):
         chunks.forget(database, step.chunks, step.undo_table)

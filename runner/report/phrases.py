@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from runner.embedder import money
 from runner.plan import (
+    BackUpPoints,
+    BackUpTables,
     CatchUp,
     Change,
+    CheckBackup,
     CheckDocuments,
     CheckQuality,
     ClearCollection,
@@ -17,6 +20,7 @@ from runner.plan import (
     Fact,
     FinishCollection,
     Hold,
+    LoadTables,
     Notice,
     Overview,
     Plan,
@@ -26,12 +30,15 @@ from runner.plan import (
     RestoreIds,
     RestoreVectors,
     RewriteIds,
+    SealBackup,
     SelectDocuments,
     SetModel,
     SetServing,
     SettleFailures,
     Step,
     SwitchAlias,
+    TruncateTables,
+    UnloadTables,
     VerifyPoints,
     acceptable,
     reversed_steps,
@@ -202,7 +209,40 @@ def step_line(step: Step) -> str:
             files = isinstance(step.of, DeleteDocuments) and step.of.delete_files
             parts = ["points", *(["rows"] if _tables(step.of) else []), *(["files"] if files else [])]
             return f"bring back {_and(parts)} of {counted(step.documents, 'document')} as they were, where nobody changed them since"
+        case BackUpTables():
+            return f"back up {_and(list(step.tables))} ({counted(step.rows, 'row')}) as CSV into {step.into}, and read it back"
+        case TruncateTables():
+            return (
+                f"empty {_and(list(step.tables))} ({counted(step.rows, 'row')}); not unless the backup is whole, and the rows are "
+                "exactly those in it"
+            )
+        case LoadTables():
+            return _load(step)
+        case UnloadTables():
+            tables = _and([here for _table, here in step.of.tables])
+            back = f", out of {_and([undo for _here, undo in step.of.undo])}" if step.of.undo else ""
+            return f"make {tables} what they were before{back}; not if somebody wrote to them since"
+        case BackUpPoints():
+            earlier = f"; files that did not change since backup {step.previous} are shared" if step.previous else ""
+            return f"back up {counted(step.points, 'point')} of {step.source} as Parquet into {step.into}{earlier}"
+        case SealBackup():
+            return f"read every file back, compare it with what was read, and write the manifest into {step.into}"
+        case CheckBackup():
+            some = f" ({_and(list(step.names))})" if step.names else ""
+            return f"read backup {step.backup} of {step.source}{some} and compare it with its manifest; stop here if anything is amiss"
     raise AssertionError(step)
+
+
+def _load(step: LoadTables) -> str:
+    tables = _and([here if table == here else f"{here} (from {table})" for table, here in step.tables])
+    source = f"backup {step.backup}" if step.backup else f"the backup of run {step.of_run}" if step.of_run else "that backup"
+    how = {
+        "refuse": "which are empty" if len(step.tables) > 1 else "which is empty",
+        "merge": "whose rows of the same key are replaced",
+        "replace": "in place of all rows that are there",
+    }[step.existing]
+    kept = f"; old rows go to {_and([undo for _here, undo in step.undo])} first" if step.undo else ""
+    return f"fill {tables}, {how}, with {counted(step.rows, 'row')} of {source}, and compare{kept}"
 
 
 def _and(parts: list[str]) -> str:
@@ -365,6 +405,10 @@ def summary(plan: Plan) -> str:
         match step:
             case CreateCollection():
                 count["create"] += 1
+            case LoadTables() | UnloadTables():
+                count["change"] += 1
+            case TruncateTables():
+                count["delete"] += 1
             case RewriteIds() | RestoreIds() | CatchUp() | ReplaceVectors() | RestoreVectors() | SetModel():
                 count["change"] += 1
             case SwitchAlias() | SetServing():
@@ -382,6 +426,8 @@ def summary(plan: Plan) -> str:
     if documents:
         verb = "to bring back" if plan.purpose == "rollback" else "to change" if not _deletes(plan) else "to delete"
         what = f"{counted(documents[0].documents, 'document')} {verb}"
+    if tables := _of_tables(plan):
+        what = tables
     if plan.purpose == "retry":
         what = "the failed items to try again"
     if embedding:
@@ -395,8 +441,23 @@ def summary(plan: Plan) -> str:
         took = duration(seconds) if all(step.estimate.seconds is not None for step in embedding) else "time not known"
         text += f" About {number(tokens)} tokens{cost}, {took}."
     elif data:
-        text += f" Reading alone takes {duration(seconds)} as measured just now; about {size(data)} of data."
+        took = f" Reading alone takes {duration(seconds)} as measured just now;" if seconds else ""
+        text += f"{took} about {size(data)} of data." if took else f" About {size(data)} of data."
     return text
+
+
+def _of_tables(plan: Plan) -> str:
+    """How much is backed up, or comes back out of a backup; empty for other plans."""
+    rows = [step for step in plan.steps if isinstance(step, BackUpTables | LoadTables)]
+    points = [step.points for step in plan.steps if isinstance(step, BackUpPoints)]
+    if rows:
+        verb = "to back up" if isinstance(rows[0], BackUpTables) else "to fill in"
+        return f"{counted(sum(step.rows for step in rows), 'row')} {verb}"
+    if points:
+        return f"{counted(sum(points), 'point')} to back up"
+    if any(isinstance(step, UnloadTables) for step in plan.steps):
+        return "tables to bring back"
+    return ""
 
 
 def _deletes(plan: Plan) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from runner.embedder import money
 from runner.plan import Action, Plan
-from runner.report import documents, phrases
+from runner.report import backups, documents, outcomes, phrases
 
 if TYPE_CHECKING:
     from runner.commands.comparison import Verified
@@ -86,7 +86,11 @@ def outcome(value: Outcome) -> str:
     kind = "dry run" if value.dry else value.purpose
     lines = [f"{value.job}: {kind} completed in {phrases.duration(value.seconds)} (run {value.run})"]
     if value.dry:
-        lines = [f"{value.job}: dry run read and transformed {value.points:,} points and wrote nothing"]
+        rows = sum((step["result"] or {}).get("rows", 0) for step in value.steps if step["type"] == "back_up_tables")
+        what = phrases.counted(rows, "row") if rows else f"and transformed {value.points:,} points"
+        if any(step["type"] == "check_backup" for step in value.steps) and not value.points:
+            what = "the backup, which is as its manifest says,"
+        lines = [f"{value.job}: dry run read {what} and wrote nothing"]
         bad = [line for step in value.steps for line in (step["result"] or {}).get("failures", ())]
         if value.failed:
             lines.append(f"  {value.failed:,} {'item' if value.failed == 1 else 'items'} would fail:")
@@ -94,6 +98,7 @@ def outcome(value: Outcome) -> str:
         return "\n".join([*lines, *_embedded(value)])
     for step in value.steps:
         result = step["result"] or {}
+        lines += [f"  {line}" for line in outcomes.lines(step["type"], result)]
         if step["type"] == "verify_points":
             lines.append(
                 f"  verified ({result['mode']}): source {result['source']:,}, target {result['target']:,}, "
@@ -224,12 +229,15 @@ def verified(value: Verified) -> str:
                 if item["differences"]
                 else [f"{item['to']}: {item['equal']:,} documents are as they were asked for"]
             )
+        elif item["mode"] == "backup":
+            lines += backups.verified(item)
         elif item["differences"]:
             lines += [f"{item['from']} and {item['to']} differ:", *(f"  {line}" for line in item["differences"])]
         else:
+            unit = "rows" if item["mode"] == "tables" else "points"
             compared = (
-                f"{item['compared']:,} points compared, {item['equal']:,} equal"
-                if item["compared"]
+                f"{item['compared']:,} {unit} compared, {item['equal']:,} equal"
+                if item["compared"] or "target" not in item
                 else f"{item['target']:,} points each"
             )
             lines.append(f"{item['from']} = {item['to']}: {item['mode']}, {compared}")
@@ -290,7 +298,7 @@ def status(value: RunStatus) -> str:
 def _word(value: RunStatus) -> str:
     """What progress is counted in."""
     words = {step.extent[1] for step in value.plan.steps}
-    return "documents" if "documents" in words else "points   "
+    return next((word.ljust(9) for word in ("documents", "rows") if word in words), "points   ")
 
 
 def report(value: Documents) -> str:
