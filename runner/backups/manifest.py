@@ -154,14 +154,9 @@ def parse(text: bytes, where: str) -> Backup:
     if digest({key: value for key, value in data.items() if key != "digest"}) != data.get("digest"):
         raise _damaged(where, "its content does not match its digest")
     try:
-        return Backup.model_validate(_known(data))
+        return Backup.model_validate(data, extra="ignore")  # a newer minor version adds keys
     except ValidationError as exc:
         raise _damaged(where, str(exc.errors(include_url=False)[0]["msg"])) from exc
-
-
-def _known(data: dict[str, Any]) -> dict[str, Any]:
-    """The keys of the top level that this version knows; a newer minor one may have added some."""
-    return {key: value for key, value in data.items() if key in Backup.model_fields}
 
 
 def _damaged(where: str, what: str) -> DamagedBackup:
@@ -178,7 +173,10 @@ def read(objects: Objects, folder: str, backup: str) -> Backup:
     except NotFound as exc:
         there = ", ".join(ids(objects, folder)[-5:]) or "none"
         raise NotFound("No such backup", f"{key}; the newest there are: {there}", "vecrun backup list") from exc
-    return parse(text, key)
+    found = parse(text, key)
+    if found.id != backup:
+        raise _damaged(key, f"it is the manifest of backup {found.id}")
+    return found
 
 
 def ids(objects: Objects, folder: str) -> list[str]:

@@ -44,7 +44,7 @@ from runner.executor import Run, settle
 from runner.executor.catchup import release
 from runner.ledger import FINAL, UNLIMITED
 from runner.lock import machine, now
-from runner.plan import CopyPoints, Plan, ReplaceVectors, VerifyPoints, loads
+from runner.plan import BackUpTables, CopyPoints, Plan, ReplaceVectors, TruncateTables, VerifyPoints, loads
 from runner.spec import Job
 from runner.sweeper import Sweeper
 from runner.world import World
@@ -164,8 +164,13 @@ def _resume(
         if retry_failed:
             settle.ask(ledger, held.lease, plan)
         crash.point("run", "resumed")
-        for number, step in enumerate(ledger.steps_of(row["run"])):
-            if isinstance(plan.steps[number], VerifyPoints) and step["status"] == "failed":
+        rows = ledger.steps_of(row["run"])
+        for number, step in enumerate(rows):
+            again = isinstance(plan.steps[number], VerifyPoints) and step["status"] == "failed"
+            # what was refused because rows came after the backup needs another one
+            emptying = any(isinstance(one, TruncateTables) for one in plan.steps[number + 1 :])
+            refused = row["status"] == "failed" and rows[-1]["status"] != "done" and step["status"] == "done"
+            if again or (refused and emptying and isinstance(plan.steps[number], BackUpTables)):
                 ledger.restart_step(held.lease, number)
         if detach:
             return Outcome(row["run"], plan.job, plan.purpose, status, (), 0.0)

@@ -151,3 +151,10 @@ def describe(connection: Connection, schema: str, table: str) -> Described | Non
         return Described(found, None, held, None)
     count = rows(connection, found)
     return Described(found, count, held, csv_bytes(connection, found, count))
+
+
+def may_create(connection: Connection, schema: str) -> bool | None:
+    """Whether this login may make tables in a schema, where vecrun records what it did; None when there is no such schema."""
+    query = "SELECT has_schema_privilege(oid, 'CREATE') FROM pg_namespace WHERE nspname = %s"
+    row = connection.execute(query, (schema,)).fetchone()
+    return None if row is None else bool(row[0])

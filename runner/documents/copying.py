@@ -10,6 +10,7 @@ encoding is UTF-8; a database in SQL_ASCII gives the bytes it has.
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -68,6 +69,8 @@ class Snapshot:
     name: str
     server: str
     sources: tuple[Source, ...]
+    connection: Connection  # that holds it, and a lock on each table
+    alone: threading.Lock  # for whoever uses that connection
 
 
 @contextmanager
@@ -88,7 +91,7 @@ def snapshot(postgres: Postgres, tables: Sequence[str]) -> Iterator[Snapshot]:
                 Source(table, error=error) if error else _source(postgres, connection, table)
                 for table, error in zip(tables, failed, strict=True)
             )  # fmt: skip
-            yield Snapshot(row[0], catalog.server(connection), tuple(sources))
+            yield Snapshot(row[0], catalog.server(connection), tuple(sources), connection, threading.Lock())
 
 
 def _lock(postgres: Postgres, connection: Connection, table: str) -> VecrunError | None:
@@ -128,14 +131,31 @@ def nested(postgres: Postgres, connection: Connection) -> Iterator[None]:
 
 
 @contextmanager
-def joined(connection: Connection, shared: Snapshot) -> Iterator[None]:
-    """A transaction that sees what the snapshot saw."""
-    from psycopg import IsolationLevel
+def reader(postgres: Postgres, shared: Snapshot, table: Shape) -> Iterator[Connection]:
+    """A connection that sees of a table what the snapshot saw: one of its own. Where somebody waits to empty or change the
+    table, any other one would wait behind him, and he waits for the snapshot; then it is the one that holds it."""
+    import psycopg
 
-    connection.isolation_level, connection.read_only = IsolationLevel.REPEATABLE_READ, True
-    with connection.transaction():
-        connection.execute(f"SET TRANSACTION SNAPSHOT '{shared.name}'")
-        yield
+    with postgres.connect() as connection:
+        connection.isolation_level, connection.read_only = psycopg.IsolationLevel.REPEATABLE_READ, True
+        with connection.transaction():
+            connection.execute(f"SET TRANSACTION SNAPSHOT '{shared.name}'")
+            if _locked(connection, table):
+                yield connection
+                return
+    with shared.alone, nested(postgres, shared.connection):
+        yield shared.connection
+
+
+def _locked(connection: Connection, table: Shape) -> bool:
+    import psycopg
+
+    try:
+        with connection.transaction():
+            connection.execute(f"LOCK TABLE {table.sql} IN ACCESS SHARE MODE NOWAIT")
+    except psycopg.errors.LockNotAvailable:
+        return False
+    return True
 
 
 def csv(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from runner.documents.catalog import rights, rows, shape
+from runner.documents.catalog import may_create, rights, rows, shape
 from runner.documents.shape import Column, Constraint, Shape, quoted
 from runner.errors import NotFound, Permanent
 from runner.plan import LoadTables
@@ -84,7 +84,7 @@ def _there(connection: Connection, target: Target, *, create: bool) -> None:
         raise NotFound(
             "A table to be filled is not there",
             target.qualified,
-            "Make it, or let the job make it: create_tables: true",
+            "Make it, or let the job make it: create: true",
         )
     if target.here is None:
         for column in target.filling.shape.columns:
@@ -167,13 +167,11 @@ def _may(connection: Connection, here: Shape, step: LoadTables) -> None:
 def _schemas(connection: Connection, step: LoadTables, found: list[Target]) -> None:
     """Undo tables, and the one that says what was loaded, are made beside the tables."""
     for schema in sorted({target.schema for target in found}):
-        row = connection.execute(
-            "SELECT has_schema_privilege(oid, 'CREATE') FROM pg_namespace WHERE nspname = %s", (schema,)
-        ).fetchone()
-        if row is None:
+        may = may_create(connection, schema)
+        if may is None:
             raise NotFound("No such schema", schema, f"CREATE SCHEMA {schema}")
         makes = schema == found[0].schema or step.undo or any(t.here is None and t.schema == schema for t in found)
-        if makes and not row[0]:
+        if makes and not may:
             raise Permanent(
                 "The login lacks a right", f"it may not make a table in schema {schema}, where vecrun records what it did",
                 f"GRANT CREATE ON SCHEMA {schema} TO …",

@@ -41,10 +41,16 @@ def done(postgres: Postgres, step: LoadTables, run: str) -> tuple[Loaded, ...]:
         return Loads(postgres, step, run).read(connection)
 
 
-def look(postgres: Postgres, step: LoadTables, fillings: Sequence[Filling]) -> None:
-    """Everything that can be known before: shapes, rights, rows that are there. NotFound, Permanent."""
-    with postgres.connect() as connection:
-        targets(connection, postgres, step, fillings)
+def look(postgres: Postgres, step: LoadTables, run: str, fillings: Sequence[Filling]) -> tuple[Loaded, ...]:
+    """Everything that can be known before: shapes, rights, rows that are there. NotFound, Permanent. What the run did, if a
+    process that was taken for dead has done it meanwhile; else ()."""
+    loads = Loads(postgres, step, run)
+    with postgres.connect() as connection, connection.transaction():
+        patient(connection)
+        loads.lock(connection)
+        if not (found := loads.read(connection)):
+            targets(connection, postgres, step, fillings)
+        return found
 
 
 def load(

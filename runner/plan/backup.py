@@ -76,8 +76,8 @@ class BackUpTables(StepBase):
 
 
 class TruncateTables(StepBase):
-    """Empty tables whose backup by this run is whole. Under an exclusive lock: the backup is read once more before, the rows
-    are compared with its snapshot, and nothing is emptied when one came, went or changed."""
+    """Empty tables whose backup by this run is whole: it is read once more, then the tables are locked, their rows are compared
+    with those that the backup saw, and nothing is emptied when one came, went or changed."""
 
     type: Literal["truncate_tables"] = "truncate_tables"
     connection: str

@@ -81,7 +81,7 @@ class Observed(Model):
 
 def acceptable(code: str) -> bool:
     """Whether a spec may accept a finding: `accept: [{code, reason}]`."""
-    return code.startswith(("VL", "VC")) or code in ("VD101", "VD105", "VD106", "VD107")
+    return code.startswith(("VL", "VC")) or code in ("VD101", "VD105", "VD106")
 
 
 class Notice(Model):

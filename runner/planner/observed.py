@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from runner.clauses.selection import select
-from runner.errors import NotFound
+from runner.errors import NotFound, Permanent
 from runner.ledger import Ledger
 from runner.plan import (
     Observed,
@@ -24,6 +24,9 @@ def look(world: World, place: Place, role: Literal["source", "target", "table"],
     """A collection, or a relational table, as it is now."""
     if role == "table":
         table = world.postgres(place.connection).describe(place.collection)
+        if table is not None and table.rows is None:
+            hint = f"GRANT SELECT ON {table.shape.qualified}, then go on as before"
+            raise Permanent("The rows of a table cannot be counted", f"{place}: the login may not read all of it", hint)
         count, shape = (None, None) if table is None else (table.rows, table.shape.fingerprint())
         return Observed(place=place, role=role, count=count, schema_digest=shape, live=live)
     store = world.store(place.connection)

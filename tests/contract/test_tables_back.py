@@ -686,12 +686,13 @@ def test_killed_while_unloading(filled: Tables, phase: str) -> None:
     assert filled.tables() == set()
 
 
-def test_two_that_load_for_one_run(filled: Tables, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("existing", ["refuse", "replace"])
+def test_two_that_load_for_one_run(filled: Tables, existing: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Given a load that goes on while the same is begun again, as when its process was taken for dead, then the second one
     waits, and finds it done."""
     backup = filled.backup("a", "parent")
-    filled.sql("DELETE FROM a WHERE id < 10")
-    step = filled.step(backup, "a", "parent", existing="replace")
+    filled.sql("TRUNCATE a, parent" if existing == "refuse" else "DELETE FROM a WHERE id < 10")
+    step = filled.step(backup, "a", "parent", existing=existing)
     waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
     with ThreadPoolExecutor(1) as pool:
         second: list[Future[dict[str, Any]]] = []
@@ -699,14 +700,15 @@ def test_two_that_load_for_one_run(filled: Tables, monkeypatch: pytest.MonkeyPat
         def reached(_step: str, phase: str) -> None:
             if phase == "compared":
                 second.append(pool.submit(filled.do, step))
-                while filled.rows(waiting) == [(0,)]:
-                    assert not second[0].done()
+                for _ in range(1000):
+                    if filled.rows(waiting) != [(0,)] or second[0].done():
+                        break
                     time.sleep(0.01)
 
         monkeypatch.setattr(crash, "point", reached)
         first = filled.do(step)
         assert second[0].result(30) == first
-    assert [item["replaced"] for item in first["tables"]] == [41, 20]
+    assert [item["replaced"] for item in first["tables"]] == ([0, 0] if existing == "refuse" else [41, 20])
 
 
 def main() -> None:

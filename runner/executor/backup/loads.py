@@ -33,7 +33,9 @@ def load(run: Run, step: LoadTables) -> dict[str, Any]:
         return _result(step, loaded[0].backup, loaded)
     backup = backup_of(run, step)
     fillings = _fillings(run, step, backup)
-    loading.look(postgres, step, fillings)  # what is told at once comes before what takes long
+    # what is told at once comes before what takes long
+    if loaded := loading.look(postgres, step, run.run, fillings):
+        return _result(step, backup.id, loaded)
     for (table, _here), filling in zip(step.tables, fillings, strict=True):
         run.say(f"checking the backup of {table}")
         for _piece in filling.pieces():

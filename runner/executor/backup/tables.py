@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from runner import __version__, crash
 from runner.backups import log, manifest
 from runner.backups.manifest import Backup, DamagedBackup, TableFile
-from runner.documents import copying, truncating
+from runner.documents import catalog, copying, truncating
 from runner.errors import ItemsFailed, NotFound, Permanent, VecrunError
 from runner.executor.flow import Stopped
 from runner.lock import now
@@ -40,7 +40,7 @@ def back_up(run: Run, step: BackUpTables) -> dict[str, Any]:
     """Write, read back, and say in the manifest what is there. ItemsFailed when a table failed; the others are kept."""
     postgres, objects = run.world.postgres(step.connection), run.world.objects(step.into.connection)
     folder = step.into.folder
-    if not run.dry and (made := _before(run, step, objects)) is not None:
+    if not run.dry and (made := _before(run, step, objects)) is not None and not _outdated(run, step, postgres, made):
         return _told(run, step, made, objects)
     began = now()
     with copying.snapshot(postgres, step.tables) as shared:
@@ -88,6 +88,26 @@ def _before(run: Run, step: BackUpTables, objects: Objects) -> Backup | None:
         if made.whole and made.run == run.run:
             return made
     return None
+
+
+def _outdated(run: Run, step: BackUpTables, postgres: Postgres, made: Backup) -> bool:
+    """Whether rows have moved since the whole backup of this run, so that an operator who goes on wants another one. Not when
+    the tables are empty because this run has emptied them: then that backup is the only copy."""
+    after = [one for one in run.plan.steps if isinstance(one, TruncateTables)]
+    if not after or any(_committed(run, one, postgres) for one in after):
+        return False
+    emptied = {table for one in after for table in one.tables}
+    with postgres.connect() as connection:
+        changed = [item for item in made.tables if copying.moved(connection, item)]
+        gone = [
+            item
+            for item in changed
+            if item.table in emptied
+            and item.shape is not None
+            and item.rows
+            and not catalog.rows(connection, item.shape)
+        ]
+    return bool(changed) and not gone
 
 
 def _refuse_too_small(objects: Objects, step: BackUpTables, shared: copying.Snapshot) -> None:
@@ -157,11 +177,7 @@ class _Attempt:
         shape, name = source.shape, _name(source.table, self.backup)
         key, tally = self.step.into.key(name), copying.Tally()
         select = f"SELECT {shape.columns_sql} FROM {shape.sql}"  # noqa: S608
-        with (
-            self.postgres.connect() as connection,
-            self._cancelled_on_stop(connection),
-            copying.joined(connection, self.shared),
-        ):
+        with copying.reader(self.postgres, self.shared, shape) as connection, self._cancelled_on_stop(connection):
             failures: list[BaseException] = []
             with closing(copying.csv(connection, select, tally, self._check)) as pieces:
                 try:
@@ -312,8 +328,7 @@ def _emptied(run: Run, step: TruncateTables, postgres: Postgres, objects: Object
         _log_truncation(run, step, objects, backup, [], str(exc))
         hint = exc.hint
         if isinstance(exc, truncating.Changed):
-            hint = "Nothing was emptied. For a new backup, undo this run and plan again: "
-            hint += f"vecrun rollback {run.plan.job}, then apply it with --unpin"
+            hint = f"Nothing was emptied. With another backup first: vecrun resume {run.plan.job}"
         raise NotOurs(exc.summary, exc.detail, hint) from exc
     return done
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from runner.backups.manifest import Backup, TableFile
+from runner.backups.manifest import Backup
 from runner.clauses.spec import notice
-from runner.documents.copying import versions
+from runner.documents.catalog import may_create
+from runner.documents.copying import moved
 from runner.documents.postgres import Postgres
-from runner.documents.shape import Described, Shape
+from runner.documents.shape import Described
 from runner.errors import VecrunError
 from runner.kinds import Draft
 from runner.kinds.vector_backup.spec import Tables, VectorBackupSpec
@@ -33,6 +34,7 @@ NO_TRUE_TABLE = "VX225"
 CASCADES = "VX226"
 EMPTIES = "VB109"
 UNCHANGED = "VI132"
+NO_CREATE = "VI134"
 
 
 def plan_tables(
@@ -76,6 +78,18 @@ def plan_tables(
         message = "readers find nothing there afterwards, until something is loaded"
         for name in tables.emptied:
             draft.notices.append(Notice(code=EMPTIES, message=message, where=f"{tables.connection}/{name}"))
+        draft.notices += _no_way_back(tables, postgres)
+
+
+def _no_way_back(tables: Tables, postgres: Postgres) -> list[Notice]:
+    """A rollback that fills the tables again records it in a table of its own."""
+    with postgres.connect() as connection:
+        schemas = sorted({postgres.split(name)[0] for name in tables.emptied})
+        lacking = [schema for schema in schemas if not may_create(connection, schema)]
+    message = (
+        "a rollback fills the tables again and makes a table to record it; grant CREATE ON SCHEMA before it is needed"
+    )
+    return [Notice(code=NO_CREATE, message=message, where=f"schema {schema}") for schema in lacking]
 
 
 def _problems(tables: Tables, name: str, described: Described | None, postgres: Postgres) -> list[Problem]:
@@ -123,16 +137,6 @@ def _facts(name: str, described: Described, tables: Tables) -> tuple[Fact, ...]:
     return tuple(facts)
 
 
-def _same(shape: Shape, kept: TableFile, postgres: Postgres) -> bool:
-    """Whether a table is the one that was backed up, with the very versions of its rows."""
-    if kept.shape is None or (kept.shape.oid, kept.shape.database) != (shape.oid, shape.database):
-        return False
-    if kept.shape.fingerprint() != shape.fingerprint():
-        return False
-    with postgres.connect() as connection:
-        return versions(connection, shape) == kept.snapshot
-
-
 def _changed(
     tables: Tables, found: dict[str, Described], postgres: Postgres, objects: Objects, into: BackupFolder, earlier: Backup
 ) -> str:  # fmt: skip
@@ -145,8 +149,11 @@ def _changed(
             return f"{name} is not in it"
         if name in tables.emptied:
             return f"{name} holds rows"
-        if not _same(described.shape, kept[name], postgres):
-            return f"rows of {name} were written since"
+        if kept[name].shape is None:
+            return f"{name} failed in it"
+        with postgres.connect() as connection:
+            if why := moved(connection, kept[name]):
+                return why
     for file, size in earlier.files.items():
         try:
             there = objects.head(into.key(file))

@@ -42,9 +42,7 @@ def plan_tables(
                 if wanted.if_not_empty == "replace"
                 else "stay, unless the backup has one with the same key"
             )
-            message = (
-                f"rows that are there: {there.rows:,}. They {done}; all stand in {undo[-1][1]} until the rollback expires"
-            )
+            message = f"rows that are there: {there.rows:,}. They {done}; all stand in {undo[-1][1]} until the rollback expires"
             draft.notices.append(Notice(code=REPLACES, message=message, where=str(place)))
         draft.world.append(
             Observed(
@@ -89,7 +87,7 @@ def _obstacle(postgres: Postgres, step: LoadTables, backup: Backup) -> list[Noti
         if (shape := files[name].shape) is not None
     ]
     try:
-        look(postgres, step, fillings)
+        look(postgres, step, "", fillings)
     except (Permanent, NotFound) as exc:
         message = f"{exc.summary}: {exc.detail}. {exc.hint}".rstrip(". ")
         return [Notice(code=CANNOT_BE_FILLED, message=message, where=step.connection, blocking=True)]
