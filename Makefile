@@ -21,6 +21,9 @@ setup: $(STAMP) ## make the virtual environment with everything in it
 demo: $(STAMP) ## move a small real knowledge base Milvus -> Qdrant -> pgvector and back (about two minutes)
 	$(BIN)/vecrun demo
 
+demo-backup: $(STAMP) ## back up LangChain's tables, empty them, see a load fail, and restore them (about half a minute)
+	$(BIN)/vecrun demo --backup
+
 demo-documents: $(STAMP) ## tag, cut anew and delete documents of a small real knowledge base, and undo it (about a minute)
 	$(BIN)/vecrun demo --documents
 
@@ -48,12 +51,19 @@ test-full: test ## all tests, nothing left out (more kills, all of the contract 
 contract: $(STAMP) ## the store contract on every store there is, all of it (a Milvus server takes minutes)
 	VECRUN_TEST_FULL=1 $(BIN)/python -m pytest -q tests/contract
 
-check: $(STAMP) ## format, lint, types, import contracts, generated files
+# A link or an anchor that leads nowhere and a page that no other leads to are errors
+SPHINX := $(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --fresh-env
+
+check: $(STAMP) ## format, lint, types, import contracts, generated files, documentation
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m tests.generated --check
+	$(SPHINX) --builder dummy docs build/docs-check
+
+docs: $(STAMP) ## build the documentation: build/docs/index.html
+	$(SPHINX) docs build/docs
 
 faults: $(STAMP) ## crash at every step and phase, and 200 random kill -9; everything is compared afterwards
 	$(BIN)/python -m tests.faults
@@ -81,4 +91,4 @@ fmt: $(STAMP) ## format and fix what can be fixed
 clean: ## remove what was built
 	rm -rf $(VENV) .demo .bench build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
-.PHONY: help setup demo demo-documents demo-reembed test test-full contract check faults faults-distributed bench schemas golden constraints fmt clean
+.PHONY: help setup demo demo-backup demo-documents demo-reembed test test-full contract check faults faults-distributed bench docs schemas golden constraints fmt clean
