@@ -17,12 +17,11 @@ from runner.backups import manifest
 from runner.backups.check import Checked
 from runner.backups.check import check as compare
 from runner.backups.keeping import moment
-from runner.backups.manifest import Backup
 from runner.commands.context import Context
 from runner.errors import NotFound, VecrunError
 from runner.objects import FolderConfig
 from runner.objects.storage import Objects, ReadOnlyObjects, open_objects
-from runner.plan import BackUpTables, LoadTables, Plan, SealBackup
+from runner.plan import BackUpTables, LoadTables, Plan, SealBackup, loads
 from runner.world import World
 
 _MANIFEST = re.compile(r"backup_(\d{8}_\d{6})\.json")
@@ -80,7 +79,7 @@ def check_backups(
         found = []
         for name in chosen:
             try:
-                one = _read(objects, folder, name)
+                one = manifest.read(objects, folder, name)
             except manifest.DamagedBackup as exc:
                 told = exc.hint if "newer" in exc.summary else ""
                 problem = ": ".join(part for part in (exc.summary, exc.detail.removeprefix(f"{folder}/"), told) if part)
@@ -170,18 +169,9 @@ def _near(path: Path) -> str:
     return f"There are some in {', '.join(sorted(found)[:5])}" if found else ""
 
 
-def _read(objects: Objects, folder: str, name: str) -> Backup:
-    """A manifest, and not that of another backup under this name."""
-    one = manifest.read(objects, folder, name)
-    if one.id != name:
-        key = manifest.manifest_key(folder, name)
-        raise manifest.DamagedBackup("The manifest of a backup is damaged", f"{key}: it is that of backup {one.id}")
-    return one
-
-
 def _listed(objects: Objects, folder: str, name: str) -> Listed:
     try:
-        one = _read(objects, folder, name)
+        one = manifest.read(objects, folder, name)
     except (manifest.DamagedBackup, NotFound) as exc:
         return Listed(name, "", problem=str(exc))
     size = sum(one.files.values())
@@ -215,12 +205,12 @@ def _opened(open_workspace: Callable[[], Context], where: str) -> Iterator[tuple
         with World(context.settings, "read") as world:
             yield world.objects(connection), folder.strip("/"), where, ""
         return
-    with context.ledger(reading=True) as ledger:
-        state = context.states.load(where)
-        plan = planner.applied_plan(state, ledger) if state.applied else None
+    with context.ledger(reading=True) as ledger:  # also of a run that failed, or was rolled back: its backup stays
+        newest = next((row["run"] for row in ledger.runs_of(where) if row["purpose"] == "apply"), None)
+        plan = loads(ledger.run(newest)["plan"], f"run {newest}") if newest is not None else None
     into = [step.into for step in plan.steps if isinstance(step, BackUpTables | SealBackup)] if plan else []
     if plan is None or not into:
-        hint = "Give a folder, CONNECTION:FOLDER, or a job whose applied run made a backup"
+        hint = "Give a folder, CONNECTION:FOLDER, or a job of kind VectorBackup that was applied"
         raise NotFound("There is nothing", f"{where} is no folder and no job that made backups", hint)
     with World(context.settings, "read", plan.inline) as world:
         if elsewhere := planner.moved_connections(plan, world):

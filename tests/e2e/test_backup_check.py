@@ -320,7 +320,7 @@ def test_a_manifest_that_was_edited_is_not_believed(folder: Path) -> None:
 
 def test_a_manifest_under_another_name(folder: Path) -> None:
     shutil.copy(folder / f"backup_{POINTS}.json", folder / "backup_20261231_000000.json")
-    assert f"it is that of backup {POINTS}" in check(folder, code=13)
+    assert f"it is the manifest of backup {POINTS}" in check(folder, code=13)
     (folder / "backup_99999999_999999.json").write_text("{}")
     assert "no whole JSON document" in check(folder, code=13)
     assert "99999999_999999" in ok("backup", "list", str(folder))
