@@ -1,4 +1,4 @@
-"""Reports: text, Markdown and JSON of the same models. No decisions, no input or output."""
+"""Reports: text, Markdown, HTML and JSON of the same models. No decisions, no input or output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The words for plans, used by the text and the Markdown form alike, so that both say the same."""
+"""The words for plans, used by the text, the Markdown and the HTML form alike, so that all say the same."""
 
 from __future__ import annotations
 
@@ -386,10 +386,13 @@ def notice_state(notice: Notice) -> str:
     if notice.blocking:
         wanted = acceptable(notice.code)
         way = f"; if it is wanted, in the spec: accept: [{{code: {notice.code}, reason: why}}]" if wanted else ""
+        if notice.code.startswith("VP"):
+            way = "; no job can accept it: policies of vecrun.yaml"
         if notice.code.startswith("VC"):
             way = f"; raise budget in the job or, above policies of vecrun.yaml, accept: [{{code: {notice.code}, reason: why}}]"
         return f"not accepted: apply will refuse{way}"
-    return f"accepted: {notice.accepted}" if notice.accepted else "for your information"
+    asked = "apply asks for it" if notice.code.startswith("VP") else "for your information"
+    return f"accepted: {notice.accepted}" if notice.accepted else asked
 
 
 def summary(plan: Plan) -> str:
@@ -441,7 +444,8 @@ def summary(plan: Plan) -> str:
         took = duration(seconds) if all(step.estimate.seconds is not None for step in embedding) else "time not known"
         text += f" About {number(tokens)} tokens{cost}, {took}."
     elif data:
-        took = f" Reading alone takes {duration(seconds)} as measured just now;" if seconds else ""
+        measured = any(step.estimate.seconds is not None for step in plan.steps)
+        took = f" Reading alone takes {duration(seconds)} as measured just now;" if measured else ""
         text += f"{took} about {size(data)} of data." if took else f" About {size(data)} of data."
     return text
 

@@ -26,7 +26,7 @@ from runner.points import (
     VectorField,
     VectorIndex,
 )
-from runner.report import markdown, text
+from runner.report import html, markdown, text
 from tests import worlds
 from tests.e2e.knowledge import Knowledge, Server, text_of
 from tests.e2e.workspace import JOB, Workspace
@@ -293,6 +293,9 @@ CASES: dict[str, Callable[[Workspace], Plan]] = {
     "documents-back": documents_back,
 }
 
+#: Those that are kept as pages, too.
+PAGES = ("blocked", "documents-delete")
+
 
 @contextmanager
 def workspace() -> Iterator[Workspace]:
@@ -323,13 +326,27 @@ CHANGING = (
     (r"[\d,]+ texts a second", "… texts a second"),
     (r"(about |under )[\d.,]+ (s|min|h)\b", "…"),
 )
+#: The same of pages. Their style and their script are no part of the plan.
+CHANGING_PAGES = (
+    (r"(?s)<(style|script)>.*?</\1>", r"<\1>…</\1>"),
+    (r"sha256-[\w+/=]+", "sha256-…"),
+    (r"<dt>Plan</dt><dd><code>[0-9a-f]{12}<", "<dt>Plan</dt><dd><code>…<"),
+    (r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", "TIME"),
+    (r"lineage <code>[^<]*<", "lineage <code>…<"),
+    (r'(content="|<dd>)vecrun [\w.+-]+', r"\1vecrun …"),
+)
 
 
 def forms(name: str) -> dict[str, str]:
-    """File name -> content, for the three forms of a plan."""
+    """File name -> content, for the forms of a plan."""
     with workspace() as ws:
         made = CASES[name](ws)
         shown = {f"{name}.txt": text.plan(made) + "\n", f"{name}.md": markdown.plan(made), f"{name}.json": made.dumps()}
+        if name in PAGES:
+            page = html.plan(made, f"plans/{name}.json")
+            for pattern, instead in CHANGING_PAGES:
+                page = re.sub(pattern, instead, page)
+            shown[f"{name}.html"] = page
         return {file: normal(content, ws) for file, content in shown.items()}
 
 

@@ -21,10 +21,10 @@ import jinja2
 from markupsafe import Markup
 
 from runner.embedder import money
-from runner.plan import Action, Notice, Plan, Step, reversed_steps
+from runner.plan import Action, Fact, Notice, Plan, Step, reversed_steps
 from runner.report import phrases
 from runner.report.html import figures
-from runner.report.html.marks import Prose, changes, visible
+from runner.report.html.marks import Prose, changes, document, visible
 
 #: What a step does, in a word and as a class of the style sheet.
 WORDS = {
@@ -50,12 +50,14 @@ FOLDED = 12
 
 @dataclass(frozen=True)
 class Row:
-    """A fact about a collection, with what changes marked. `state`: changed, same, or empty."""
+    """A fact about a collection, with what changes marked. `state`: changed, same, or empty. `span`: how many rows its
+    label stands for; 0 for those that go on with the label above."""
 
     label: str
     before: Markup
     after: Markup
     state: str
+    span: int
 
 
 def plan(value: Plan, file: str = "") -> str:
@@ -81,7 +83,7 @@ def plan(value: Plan, file: str = "") -> str:
         tiles=_tiles(value),
         findings=sorted(value.notices, key=_weight),
         family=lambda notice: FAMILIES.get(notice.code[:2], "finding"),
-        tables=[(phrases.heading(item), [_row(fact) for fact in item.facts]) for item in value.overview],
+        tables=[(phrases.heading(item), _rows(item.facts)) for item in value.overview],
         groups=_groups(value),
         actions=Counter(step.action for step in value.steps),
         around=figures.around,
@@ -90,7 +92,7 @@ def plan(value: Plan, file: str = "") -> str:
         back=back,
         undo=[(Action(line[2]), line[4:]) for line in back if line.startswith("  ")],
         command=_command(value, file),
-        raw=value.dumps(),
+        raw=document(value),
     )
 
 
@@ -144,11 +146,17 @@ def _state(value: Plan) -> str:
     return "blocked" if value.blocked else "lossy" if phrases.destroyed(value) else "ready"
 
 
-def _row(fact: Any) -> Row:
-    if phrases.unchanged(fact):
-        return Row(fact.label, changes(fact.before, fact.before)[0], Markup("the same"), "same")
-    before, after = changes(fact.before, fact.after)
-    return Row(fact.label, before, after, "changed" if fact.before and fact.after else "")
+def _rows(facts: tuple[Fact, ...]) -> list[Row]:
+    """A row a fact. One without a label goes on with the fact before it."""
+    starts = [number for number, fact in enumerate(facts) if fact.label or not number]
+    spans = {start: end - start for start, end in itertools.pairwise((*starts, len(facts)))}
+    rows = []
+    for number, fact in enumerate(facts):
+        same = phrases.unchanged(fact)
+        before, after = changes(fact.before, fact.after)
+        state = "same" if same else "changed" if fact.before and fact.after else ""
+        rows.append(Row(fact.label, before, Markup("the same") if same else after, state, spans.get(number, 0)))
+    return rows
 
 
 def _tiles(value: Plan) -> list[tuple[str, str, str]]:
@@ -176,7 +184,7 @@ def _tiles(value: Plan) -> list[tuple[str, str, str]]:
 
 def _back(value: Plan) -> tuple[str, str]:
     if value.purpose != "apply":
-        return ("none", "it is one") if value.purpose == "rollback" else ("with its run", "")
+        return ("this is one", "") if value.purpose == "rollback" else ("with its run", "")
     _undo, irreversible = reversed_steps(value.steps)
     if irreversible:
         return "none", f"after {phrases.counted(len(irreversible), 'step')}"
@@ -208,7 +216,9 @@ def _command(value: Plan, file: str) -> tuple[str, str]:
     environment = f" --env {shlex.quote(value.environment)}" if value.environment else ""
     plan_file = shlex.quote(file) if file else "PLANFILE"
     if value.blocked:
-        again = f"vecrun plan JOB.yaml -o {plan_file}" if value.purpose == "apply" else f"vecrun rollback {job} --dry-run"
+        again = (
+            f"vecrun plan JOB.yaml -o {plan_file}" if value.purpose == "apply" else f"vecrun rollback {job} --dry-run"
+        )
         return "Mend or accept what blocks it, then plan again", again + environment
     if not value.steps:
         if value.drift:
@@ -219,4 +229,7 @@ def _command(value: Plan, file: str) -> tuple[str, str]:
             return "Roll back", f"vecrun rollback {job}{environment}"
         case "retry":
             return "Try again", f"vecrun retry-failed {job}{environment}"
-    return "Apply exactly this; it is refused if anything it touches moved by then", f"vecrun apply {plan_file}{environment}"
+    return (
+        "Apply exactly this; it is refused if anything it touches moved by then",
+        f"vecrun apply {plan_file}{environment}",
+    )

@@ -108,7 +108,9 @@ def _points(plan: Plan) -> Chart | None:
 
 def _time(plan: Plan) -> Chart | None:
     """Bars one after the other, as the steps are."""
-    steps = [(number, step, step.estimate.seconds) for number, step in enumerate(plan.steps, 1) if step.estimate.seconds]
+    steps = [
+        (number, step, step.estimate.seconds) for number, step in enumerate(plan.steps, 1) if step.estimate.seconds
+    ]
     whole = total([seconds for _number, _step, seconds in steps])
     if len(steps) < 2:
         return None

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import html
+import json
 import re
+from typing import Any
 
 from markupsafe import Markup, escape
 
@@ -35,6 +38,20 @@ def changes(before: str, after: str) -> tuple[Markup, Markup]:
         left += escape(gone) if tag == "equal" or not gone else Markup("<del>{}</del>").format(gone)
         right += escape(come) if tag == "equal" or not come else Markup("<ins>{}</ins>").format(come)
     return left, right
+
+
+def document(plan: Plan) -> Markup:
+    """The plan as it is in its file. Secrets go before their quotes are escaped."""
+
+    def hidden(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {redact(key): hidden(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [hidden(item) for item in value]
+        return redact(value) if isinstance(value, str) else value
+
+    text = json.dumps(hidden(plan.model_dump(mode="json", by_alias=True)), indent=2, ensure_ascii=False)
+    return Markup(html.escape(visible(text), quote=False))  # noqa: S704
 
 
 class Prose:
