@@ -65,7 +65,7 @@ check: $(STAMP) ## format, lint, types, import contracts, generated files, docum
 docs: $(STAMP) ## build the documentation: build/docs/index.html
 	$(SPHINX) docs build/docs
 
-faults: $(STAMP) ## crash at every step and phase, and 200 random kill -9; everything is compared afterwards
+faults: $(STAMP) ## crash at every step and phase, and 500 random kill -9, backups among them; everything is compared afterwards
 	$(BIN)/python -m tests.faults
 
 faults-distributed: $(STAMP) ## the same with three workers, Redis and PostgreSQL: kill -9, SIGSTOP, restarts (about 20 minutes)

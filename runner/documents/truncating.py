@@ -8,6 +8,7 @@ transaction or savepoint wrote it. Then nothing is emptied.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING
 
 from runner import crash
@@ -19,6 +20,8 @@ from runner.errors import Permanent
 if TYPE_CHECKING:
     from runner.documents.postgres import Connection, Postgres
 
+Guard = Callable[[], AbstractContextManager[object]]
+
 #: How long to wait for each lock. Readers that come later wait behind us.
 _LOCK_TIMEOUT = "10s"
 
@@ -27,14 +30,14 @@ class Changed(Permanent):
     """A table is not as its backup saw it; nothing was emptied."""
 
 
-def truncate(postgres: Postgres, tables: Sequence[Kept], note: Callable[[str], None]) -> None:
-    """Empty them all, or none. `note` is told the id of the transaction right before it is committed, and may raise. Changed;
-    Permanent when a lock cannot be had, a right is missing, or another table refers to one of these."""
+def truncate(postgres: Postgres, tables: Sequence[Kept], note: Callable[[str], None], guard: Guard) -> None:
+    """Empty them all, or none. `note` is told the id of the transaction before it is committed, and may raise; `guard` is held
+    over the commit. Changed; Permanent when a lock cannot be had, a right is missing, or another table refers to one of these."""
     from psycopg import IsolationLevel
 
     with postgres.connect() as connection:
         connection.isolation_level = IsolationLevel.READ_COMMITTED  # what is read under the lock is what is there
-        with connection.transaction():
+        with ExitStack() as stack, connection.transaction():
             names = ", ".join(sorted(item.shape.sql for item in tables if item.shape is not None))
             connection.execute(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'")
             connection.execute(f"LOCK TABLE {names} IN ACCESS EXCLUSIVE MODE")
@@ -53,19 +56,21 @@ def truncate(postgres: Postgres, tables: Sequence[Kept], note: Callable[[str], N
             assert row is not None
             note(str(row[0]))
             crash.point("truncate_tables", "truncated")
+            stack.enter_context(guard())
     crash.point("truncate_tables", "committed")
 
 
-def committed(postgres: Postgres, transaction: str) -> bool:
-    """Whether a transaction that was told to `note` was committed. False also where the server does not know any more."""
+def outcome(postgres: Postgres, transaction: str) -> str:
+    """What became of a transaction that was told to `note`: committed, aborted, in progress; "" where the server does not
+    know any more."""
     import psycopg
 
     with postgres.connect() as connection:
         try:
             row = connection.execute("SELECT txid_status(%s::bigint)", (transaction,)).fetchone()
         except psycopg.errors.InvalidParameterValue:  # of another server, which is not there yet
-            return False
-    return row is not None and row[0] == "committed"
+            return ""
+    return str(row[0] or "") if row is not None else ""
 
 
 def _unchanged(connection: Connection, kept: Kept) -> Shape:

@@ -34,11 +34,13 @@ from runner.plan import (
     SettleFailures,
     Step,
     SwitchAlias,
+    TruncateTables,
     VerifyPoints,
     loads,
     reversed_steps,
 )
 from runner.planner.observed import applied_plan, foreign, look, moved_connections
+from runner.planner.policies import judged
 from runner.settings import Settings
 from runner.state import State, States
 from runner.vectors import Vectors
@@ -53,6 +55,7 @@ ALIAS_REMOVED = "VB103"
 NEEDED_BY = "VD103"
 NO_OLD_VECTOR = "VB105"
 SAVED_GONE = "VX303"
+ROWS_SINCE = "VX305"
 #: Points a target may have got from a catching-up that is not through: nobody else writes there before the cutover.
 UNKNOWN = 2**63
 #: What a job did that has changed documents.
@@ -121,10 +124,11 @@ def rollback(
             written[place] = written.get(place, 0) + count
         notices += found + _new_points(written, steps, discard=discard_new_points)
         notices += _needed_by(job, run["run"], steps, ledger, states) + _never_saved(begun, world)
+        notices += _rows_since(begun, [row for row in rows if row["status"] != "pending"], world)
         notices += _saved_gone(begun, [row for row in rows if row["status"] != "pending"], world)
         places = _touched(begun)
         live = {item.place for item in plan.world if item.live}
-        return Plan(
+        made = Plan(
             tool_version=__version__,
             created=now(),
             job=job,
@@ -135,14 +139,16 @@ def rollback(
             environment=plan.environment,
             lineage=state.lineage,
             serial=state.serial,
-            spec_digest=plan.spec_digest,
+            # of the record, not of its plan: a job that got another name has another digest
+            spec_digest=next((item.spec_digest for item in state.applied if item.run == run["run"]), plan.spec_digest),
             connections={name: world.digest(name) for name in plan.connections},
             inline=plan.inline,
             world=tuple(look(world, place, role, place in live) for place, role in places.items()),
             steps=tuple(steps),
             notices=tuple(notices),
             retention=plan.retention,
-        ).sealed()
+        )
+        return judged(made, settings)
 
 
 def retry(job: str, settings: Settings, ledger: Ledger, states: States) -> Plan:
@@ -177,11 +183,12 @@ def retry(job: str, settings: Settings, ledger: Ledger, states: States) -> Plan:
                 "Put the connection back as it was, or choose the environment of the run with --env",
             )
         connections = {name: world.digest(name) for name in plan.connections}
-    return Plan(
+    made = Plan(
         tool_version=__version__, created=now(), job=job, kind=plan.kind, description=plan.description, purpose="retry",
         of_run=run, environment=plan.environment, lineage=state.lineage, serial=state.serial, spec_digest=plan.spec_digest,
         connections=connections, inline=plan.inline, steps=tuple(steps), retention=plan.retention,
-    ).sealed()  # fmt: skip
+    )  # fmt: skip
+    return judged(made, settings)
 
 
 def _texts_again(plan: Plan, run: str, settle: SettleFailures) -> list[Step]:
@@ -249,6 +256,24 @@ def _as_it_stands(step: Step, world: World, run: str) -> Step:
     store = world.store(step.target.connection)
     held = store.count(step.target.collection) if store.inspect(step.target.collection) is not None else None
     return step.model_copy(update={"points": held})
+
+
+def _rows_since(begun: list[Step], rows: list[dict[str, Any]], world: World) -> list[Notice]:
+    """Tables that were emptied and hold rows again: they are not filled, and no run is recorded that could never end."""
+    found = list[Notice]()
+    for step, row in zip(begun, rows, strict=True):
+        if not isinstance(step, TruncateTables) or row["status"] != "done":
+            continue
+        for place in step.written_places:
+            there = world.postgres(place.connection).describe(place.collection)
+            if there is not None and there.rows:
+                message = (
+                    f"Rows came since the tables were emptied: {there.rows:,}. They are kept. To have both, restore with a job "
+                    "of kind VectorRestore that says if_not_empty: merge (the backup's rows win), or replace (only the "
+                    "backup's rows stay)"
+                )
+                found.append(Notice(code=ROWS_SINCE, message=message, where=str(place), blocking=True))
+    return found
 
 
 def _still_ours(steps: list[Step], world: World) -> tuple[list[Step], list[Notice]]:

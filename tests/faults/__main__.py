@@ -1,6 +1,6 @@
 # ruff: noqa: T201
 """`python -m tests.faults`: the crash matrix, then `kill -9` at random moments, over several pairs of stores, over
-changes of the embedding model with every strategy, and over each batch operation on documents.
+changes of the embedding model with every strategy, over each batch operation on documents, and over backups and restores.
 
 The last line counts what was found; the exit status is 0 only if nothing was lost, doubled, changed, or otherwise wrong.
 """
@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from tests import servers, warm
-from tests.faults import batch, kills, matrix, reembed
+from tests.faults import backup, batch, kills, matrix, reembed, writing
+from tests.faults.archive import Chore
 from tests.faults.change import Change
 from tests.faults.library import Task
 from tests.faults.matrix import Score
@@ -35,23 +36,29 @@ MATRIX = ("files → pgvector", "pgvector → pgvector", "pgvector → files")
 LANES = 3
 #: What is imported once for all processes, besides what most tests want.
 CLIENTS = {"milvus": ("pymilvus", "milvus_lite.server_manager"), "qdrant": ("qdrant_client",)}
+#: The name of the one that is no matrix.
+WRITER = "backup: while rows are written"
 
-Job = tuple[Pair | Change | Task, Callable[[Nursery, Path, str], Score]]
+Job = tuple[Pair | Change | Task | Chore | str, Callable[[Nursery, Path, str], Score]]
 
 
 def main() -> int:
     """Parse arguments, run everything, print the table. The exit status."""
     known, changes = [str(pair) for pair in PAIRS], [str(change) for change in reembed.CHANGES]
     tasks = [str(task) for task in batch.TASKS]
+    chores = [str(chore) for chore in backup.CHORES]
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--kills", type=int, default=208, help="processes to kill, over all pairs [%(default)s]")
     parser.add_argument("--seconds", type=float, default=0, help="begin no more migrations after so many seconds")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of the data and the moments [the time]")
     parser.add_argument("--change-kills", type=int, default=80, help="the same, over all changes [%(default)s]")
     parser.add_argument("--batch-kills", type=int, default=80, help="the same, over all operations [%(default)s]")
+    parser.add_argument("--backup-kills", type=int, default=60, help="the same, over all backups [%(default)s]")
+    parser.add_argument("--writer-kills", type=int, default=100, help="while rows are added to a table [%(default)s]")
     parser.add_argument("--pairs", nargs="*", metavar="PAIR", help=f"only these of: {'; '.join(known)}")
     parser.add_argument("--changes", nargs="*", metavar="CHANGE", help=f"only these of: {'; '.join(changes)}")
     parser.add_argument("--tasks", nargs="*", metavar="TASK", help=f"only these operations: {'; '.join(tasks)}")
+    parser.add_argument("--chores", nargs="*", metavar="CHORE", help=f"only these backups: {'; '.join(chores)}")
     parser.add_argument("--every", type=int, default=1, help="each n-th case of the matrix; 0: no matrix [%(default)s]")
     parser.add_argument("--points", type=int, default=0, help="points in a collection, for the kills")
     parser.add_argument("--documents", type=int, default=0, help="documents of an operation, for the kills")
@@ -59,7 +66,10 @@ def main() -> int:
     chosen = [pair for pair in PAIRS if options.pairs is None or str(pair) in options.pairs]
     disturbed = [one for one in reembed.CHANGES if options.changes is None or str(one) in options.changes]
     asked = [one for one in batch.TASKS if options.tasks is None or str(one) in options.tasks]
-    given = (("pairs", chosen, known), ("changes", disturbed, changes), ("tasks", asked, tasks))
+    saved = [one for one in backup.CHORES if options.chores is None or str(one) in options.chores]
+    given = (
+        ("pairs", chosen, known), ("changes", disturbed, changes), ("tasks", asked, tasks), ("chores", saved, chores),
+    )  # fmt: skip
     for name, found, there in given:
         if len(found) < len(getattr(options, name) or ()):
             parser.error(f"--{name}: there are {', '.join(there)}")
@@ -72,10 +82,14 @@ def main() -> int:
     print(f"faults: seed {options.seed}, workspaces and logs in {folder}", flush=True)
     with _postgres() as url, _bucket(asked) as bucket:
         jobs = [*_tasks(asked, options, until, bucket), *_changes(disturbed, options, until)]
+        jobs = [*_chores(saved, options, until), *jobs]
         scores = _work([*jobs, *_jobs(pairs, options, until)], folder, url)
-    total = _show([*map(str, pairs), *map(str, disturbed), *map(str, asked)], scores, left_out)
+    total = _show(
+        [*map(str, pairs), *map(str, disturbed), *map(str, asked), *map(str, saved), WRITER], scores, left_out
+    )
     wanted = (options.kills if pairs else 0) + (options.change_kills if disturbed else 0)
     wanted += options.batch_kills if asked else 0
+    wanted += options.backup_kills + options.writer_kills if saved else 0
     if total.kills < wanted and not options.seconds:
         total.findings.append(f"only {total.kills} of {wanted} processes were killed at work")
     if total.right:
@@ -126,6 +140,22 @@ def _tasks(
         if quota:
             killed = partial(batch.kill, quota=quota, documents=options.documents, until=until, **given)
             jobs.append((task, killed))
+    return jobs
+
+
+def _chores(chosen: Sequence[Chore], options: argparse.Namespace, until: float) -> list[Job]:
+    """The same of backups and restores, and of a table that is written to while it is backed up and emptied."""
+    jobs: list[Job] = []
+    for number, chore in enumerate(chosen):
+        quota = options.backup_kills // len(chosen) + (number < options.backup_kills % len(chosen))
+        seed = options.seed + 20 * number
+        if options.every and str(chore) in backup.MATRIX:
+            jobs.insert(0, (chore, partial(backup.crash, chore=chore, seed=seed, every=options.every)))
+        if quota:
+            jobs.append((chore, partial(backup.kill, chore=chore, seed=seed, quota=quota, until=until)))
+    if chosen and options.writer_kills:
+        written = partial(writing.run, seed=options.seed, quota=options.writer_kills, until=until)
+        jobs.insert(0, (WRITER, written))
     return jobs
 
 

@@ -70,7 +70,7 @@ class Workspace:
             if number == 0:
                 self.score.findings += self.nursery.call("holding.remember", directory=str(self.directory))
             self.compare("undisturbed", after=number == 0)
-            seen.append(_spots(record.read_text().split()) if record.exists() else [])
+            seen.append(spots(record.read_text().split()) if record.exists() else [])
         return seen[0], seen[1]
 
     def vecrun(
@@ -101,7 +101,7 @@ class Workspace:
             self.score.take(self.nursery.call("holding.ended", directory=str(self.directory), after=after), what)
 
 
-def _spots(lines: list[str]) -> list[Spot]:
+def spots(lines: list[str]) -> list[Spot]:
     """Each crash point the first time a process came to it, and in the middle."""
     found = list[Spot]()
     for line in dict.fromkeys(lines):

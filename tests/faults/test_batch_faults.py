@@ -40,7 +40,7 @@ def test_rows_points_and_files_agree_when_processes_die(pg_url: str, tmp_path: P
     sizes = ("--batch-kills", kills, "--every", every, "--documents", "40", "--seed", "7")
     environment = os.environ | {"VECRUN_FAULTS_POSTGRES": pg_url, "TMPDIR": str(tmp_path), "PYTHONUTF8": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.faults", "--pairs", "--changes", "--tasks", *tasks, *sizes],
+        [sys.executable, "-m", "tests.faults", "--pairs", "--changes", "--chores", "--tasks", *tasks, *sizes],
         cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True, check=False, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]

@@ -13,7 +13,7 @@ from tests.conftest import FULL
 
 def test_nothing_is_lost_when_processes_die(pg_url: str, tmp_path: Path) -> None:
     kills, every = ("6", "3") if FULL else ("4", "5")  # an odd number: both kinds of cases
-    sizes = ("--kills", kills, "--every", every, "--pairs", "files → pgvector", "--changes", "--tasks")
+    sizes = ("--kills", kills, "--every", every, "--pairs", "files → pgvector", "--changes", "--tasks", "--chores")
     environment = os.environ | {"VECRUN_FAULTS_POSTGRES": pg_url, "TMPDIR": str(tmp_path), "PYTHONUTF8": "1"}
     done = subprocess.run(
         [sys.executable, "-m", "tests.faults", *sizes], cwd=Path(__file__).parents[2], env=environment,

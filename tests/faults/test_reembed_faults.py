@@ -12,7 +12,7 @@ from tests.conftest import FULL
 
 
 def test_versions_and_vectors_agree_when_processes_die(pg_url: str, tmp_path: Path) -> None:
-    arguments = ("--pairs", "--tasks", "--changes", "create: pgvector", "replace: files", "edited: files")
+    arguments = ("--pairs", "--tasks", "--chores", "--changes", "create: pgvector", "replace: files", "edited: files")
     sizes = ("--change-kills", "2", "--every", "47" if FULL else "71", "--points", "150", "--seed", "7")
     environment = os.environ | {"VECRUN_FAULTS_POSTGRES": pg_url, "TMPDIR": str(tmp_path), "PYTHONUTF8": "1"}
     done = subprocess.run(

@@ -16,11 +16,12 @@ from runner.backups import manifest
 from runner.backups.manifest import Backup, DamagedBackup, TableFile
 from runner.errors import NotFound, Permanent, PlanRefused
 from runner.executor.flow import Stopped
-from runner.plan import LoadTables, UnloadTables
+from runner.plan import LoadTables, TruncateTables, UnloadTables, loads
 
 if TYPE_CHECKING:
     from runner.documents.fitting import Filling
     from runner.documents.loaded import Loaded
+    from runner.documents.postgres import Postgres
     from runner.executor import Run
 
 
@@ -31,6 +32,9 @@ def load(run: Run, step: LoadTables) -> dict[str, Any]:
     postgres = run.world.postgres(step.connection)
     if not run.dry and (loaded := loading.done(postgres, step, run.run)):
         return _result(step, loaded[0].backup, loaded)
+    if step.of_run and not _emptied(run, step, postgres):
+        run.say("the tables were not emptied by that run, so there is nothing to fill")
+        return _result(step, "", ())
     backup = backup_of(run, step)
     fillings = _fillings(run, step, backup)
     # what is told at once comes before what takes long
@@ -47,6 +51,22 @@ def load(run: Run, step: LoadTables) -> dict[str, Any]:
         details = {"table": item.table, "rows": item.rows, "replaced": item.replaced, "backup": backup.id}
         run.ledger.write_log(run.run, "info", f"loaded {item.qualified}", **details)
     return _result(step, backup.id, loaded)
+
+
+def _emptied(run: Run, step: LoadTables, postgres: Postgres) -> bool:
+    """Whether the run that is rolled back emptied the tables: its step says so, or a transaction that it noted."""
+    from runner.documents import truncating
+
+    plan = loads(run.ledger.run(step.of_run)["plan"], step.of_run)
+    for one, row in zip(plan.steps, run.ledger.steps_of(step.of_run), strict=True):
+        if isinstance(one, TruncateTables) and row["status"] == "done":
+            return True
+    noted = [line["details"] for line in run.ledger.read_log(step.of_run)]
+    return any(
+        truncating.outcome(postgres, item["transaction"]) in ("committed", "in progress")
+        for item in noted
+        if item.get("step") == "truncate_tables" and "transaction" in item
+    )
 
 
 def unload(run: Run, step: UnloadTables) -> dict[str, Any]:

@@ -46,10 +46,12 @@ def seal(run: Run, step: SealBackup) -> dict[str, Any]:
         return {}
     objects, folder = run.world.objects(step.into.connection), step.into.folder
     backup = retried(lambda: manifest.of_run(objects, folder, run.run), run.limits, run.stop)
+    collections = backup.collections if backup is not None else ()
     if backup is None:
         collections = tuple(_collection(run, place, _parts(run, step, place)) for place in step.sources)
-        for item in collections:
-            _read_back(run, objects, folder, item)
+    for item in collections:
+        _read_back(run, objects, folder, item)
+    if backup is None:
         crash.point(step.type, "checked")
         row = run.ledger.run(run.run)
         stores = {place.connection: run.world.store(place.connection) for place in step.sources}

@@ -20,7 +20,7 @@ from runner import __version__, crash
 from runner.backups import log, manifest
 from runner.backups.manifest import Backup, DamagedBackup, TableFile
 from runner.documents import catalog, copying, truncating
-from runner.errors import ItemsFailed, NotFound, Permanent, VecrunError
+from runner.errors import ItemsFailed, NotFound, Permanent, Transient, VecrunError
 from runner.executor.flow import Stopped
 from runner.lock import now
 from runner.objects.storage import Objects
@@ -40,7 +40,7 @@ def back_up(run: Run, step: BackUpTables) -> dict[str, Any]:
     """Write, read back, and say in the manifest what is there. ItemsFailed when a table failed; the others are kept."""
     postgres, objects = run.world.postgres(step.connection), run.world.objects(step.into.connection)
     folder = step.into.folder
-    if not run.dry and (made := _before(run, step, objects)) is not None and not _outdated(run, step, postgres, made):
+    if not run.dry and (made := _before(run, step, objects)) is not None and not _outdated(run, postgres, made):
         return _told(run, step, made, objects)
     began = now()
     with copying.snapshot(postgres, step.tables) as shared:
@@ -78,19 +78,20 @@ def _before(run: Run, step: BackUpTables, objects: Objects) -> Backup | None:
             continue
         try:
             made = manifest.read(objects, step.into.folder, backup)
+            if made.whole and made.run == run.run:
+                for item in made.tables:
+                    read_back(objects, step.into.folder, item)
+                return made
         except NotFound:
             for table in step.tables:
                 for end in ("", ".tmp"):
                     objects.delete(step.into.key(_name(table, backup) + end))
-            continue
         except DamagedBackup:
             continue
-        if made.whole and made.run == run.run:
-            return made
     return None
 
 
-def _outdated(run: Run, step: BackUpTables, postgres: Postgres, made: Backup) -> bool:
+def _outdated(run: Run, postgres: Postgres, made: Backup) -> bool:
     """Whether rows have moved since the whole backup of this run, so that an operator who goes on wants another one. Not when
     the tables are empty because this run has emptied them: then that backup is the only copy."""
     after = [one for one in run.plan.steps if isinstance(one, TruncateTables)]
@@ -290,7 +291,7 @@ def _committed(run: Run, step: TruncateTables, postgres: Postgres) -> dict[str, 
     """What an earlier attempt has done, whatever is in the tables by now; None when none of them was committed."""
     for line in run.ledger.read_log(run.run):
         details = line["details"]
-        if details.get("step") == step.type and truncating.committed(postgres, details["transaction"]):
+        if details.get("step") == step.type and truncating.outcome(postgres, details["transaction"]) == "committed":
             return {key: details[key] for key in ("backup", "truncated")}
     return None
 
@@ -323,8 +324,24 @@ def _emptied(run: Run, step: TruncateTables, postgres: Postgres, objects: Object
         }
         for item in saved:
             read_back(objects, folder, item, check)
-        truncating.truncate(postgres, saved, note)
+        truncating.truncate(postgres, saved, note, lambda: run.ledger.guarded(run.lease))
     except Permanent as exc:
+        # a client may be dead while the server still commits what it asked for
+        states = [
+            truncating.outcome(postgres, line["details"]["transaction"])
+            for line in run.ledger.read_log(run.run)
+            if line["details"].get("step") == step.type
+        ]
+        if "in progress" in states:
+            raise Transient(
+                "The server has not finished emptying the tables",
+                f"{', '.join(step.tables)}: its commit waits",
+                f"See what it waits for (pg_stat_activity), then: vecrun resume {run.plan.job}",
+            ) from None
+        if "committed" in states:
+            found = _committed(run, step, postgres)
+            assert found is not None
+            return found
         _log_truncation(run, step, objects, backup, [], str(exc))
         hint = exc.hint
         if isinstance(exc, truncating.Changed):
