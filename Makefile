@@ -27,6 +27,9 @@ demo-backup: $(STAMP) ## back up LangChain's tables, empty them, see a load fail
 demo-documents: $(STAMP) ## tag, cut anew and delete documents of a small real knowledge base, and undo it (about a minute)
 	$(BIN)/vecrun demo --documents
 
+demo-pr: $(STAMP) ## a change from its first push to its result in the pull request, with git and a host on loopback (about half a minute)
+	$(BIN)/vecrun demo --pull-request
+
 demo-reembed: $(STAMP) ## give a small real knowledge base a better model while another process searches it (about a minute)
 	$(BIN)/vecrun demo --reembed
 
@@ -91,4 +94,4 @@ fmt: $(STAMP) ## format and fix what can be fixed
 clean: ## remove what was built
 	rm -rf $(VENV) .demo .bench build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
-.PHONY: help setup demo demo-backup demo-documents demo-reembed test test-full contract check faults faults-distributed bench docs schemas golden constraints fmt clean
+.PHONY: help setup demo demo-backup demo-documents demo-pr demo-reembed test test-full contract check faults faults-distributed bench docs schemas golden constraints fmt clean

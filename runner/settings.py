@@ -16,6 +16,7 @@ from urllib.parse import quote
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from runner.errors import Diagnostic, InvalidFile, NotFound, register_secret
+from runner.policies import DriftRules, Rule
 from runner.spec import (
     REFERENCE,
     Document,
@@ -45,18 +46,24 @@ SHAPING = frozenset(
 RELATIVE_SQLITE = re.compile(r"(sqlite(?:\+\w+)?:///)(?!/|:memory:|file:)(?=.)")
 
 
+#: Seconds of a thousand years, more or less: a date has room for that.
+LONGEST = 365_000 * 86_400
+
+
 def parse_duration(text: str) -> str:
     """Check a duration such as 30d, 12h, 15m or 90s."""
-    duration_seconds(text)
+    if duration_seconds(text) > LONGEST:
+        raise ValueError(f"{text!r} is too long; a duration has at most {LONGEST // 86_400:,} days")
     return text
 
 
 def duration_seconds(text: str) -> int:
-    """Seconds of 30d, 12h, 15m or 90s. ValueError for anything else."""
+    """Seconds of 30d, 12h, 15m or 90s, LONGEST + 1 at most. ValueError for anything else."""
     units = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
     if len(text) < 2 or text[-1] not in units or not text[:-1].isdigit():
         raise ValueError(f"{text!r} is no duration; write 30d, 12h, 15m or 90s")
-    return int(text[:-1]) * units[text[-1]]
+    # twelve digits are beyond LONGEST in any unit, and of very many no number can be made
+    return min(int(text[:-1].lstrip("0")[:12] or 0) * units[text[-1]], LONGEST + 1)
 
 
 Duration = Annotated[str, AfterValidator(parse_duration), Field(examples=["30d", "12h"])]
@@ -127,10 +134,26 @@ class KeptVectors(SpecModel):
 
 
 class Policies(SpecModel):
-    """What a plan may cost before somebody has to accept it: VC101 and VC102."""
+    """What a plan may cost before somebody has to accept it (VC101 and VC102), and rules that no job can accept (VP)."""
 
     usd: float | None = Field(None, ge=0, description="Most that embedding may cost.")
     time: Duration | None = Field(None, description="Longest that embedding may take.")
+    rules: tuple[Rule, ...] = Field((), description="All that are for a plan count.")
+
+    @model_validator(mode="after")
+    def _told_apart(self) -> Policies:
+        names = [rule.name for rule in self.rules]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"two rules are called {twice}")
+        return self
+
+
+class Ci(SpecModel):
+    """Pull requests: vecrun ci."""
+
+    signing_key: str = Field(
+        "", description="Key that vecrun ci plan signs its plans with, and vecrun ci apply asks for. A reference."
+    )
 
 
 Happening = Literal["success", "failure", "paused", "cancelled"]
@@ -194,7 +217,9 @@ class Workspace(SpecModel):
     limits: Limits = Limits()
     vectors: KeptVectors = KeptVectors()
     policies: Policies = Policies()
+    drift: DriftRules = DriftRules()
     metrics: Metrics = Metrics()
+    ci: Ci = Ci()
     notifications: tuple[Notification, ...] = Field((), description="Who is told when a run ends or is paused.")
 
 
@@ -220,6 +245,15 @@ class Settings:
             return None
         url = resolve({"url": chosen.url}, self.document, self._place("broker"), self.root)["url"]
         return chosen.model_copy(update={"url": url})
+
+    @property
+    def signing_key(self) -> str:
+        """The key of `vecrun ci`, resolved; empty: plans are not signed."""
+        given = self.workspace.ci.signing_key
+        key = str(resolve({"signing_key": given}, self.document, ("ci",), self.root)["signing_key"])
+        if given and not key:  # else plans that nobody signed would be taken
+            raise InvalidFile([self.document.diagnostic(("ci", "signing_key"), "the key is empty")])
+        return key
 
     @property
     def has_broker(self) -> bool:

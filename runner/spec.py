@@ -56,20 +56,25 @@ class Metadata(SpecModel):
 
 @dataclass(frozen=True)
 class Document:
-    """A parsed YAML document: plain data and, for every path, the 1-based line it starts on."""
+    """A parsed YAML document: plain data and, for every path, the 1-based line and column it starts on."""
 
     file: str
     data: Any
     lines: Mapping[tuple[str | int, ...], int] = field(default_factory=dict)
+    columns: Mapping[tuple[str | int, ...], int] = field(default_factory=dict)
 
     def line(self, path: Iterable[str | int]) -> int:
         """Line of the deepest part of `path` that the document has. Parts it does not have are skipped:
         pydantic adds names of union branches to its paths."""
+        return self.lines.get(self.known(path), 1)
+
+    def known(self, path: Iterable[str | int]) -> tuple[str | int, ...]:
+        """The deepest part of `path` that the document has."""
         at: tuple[str | int, ...] = ()
         for part in path:
             if (*at, part) in self.lines:
                 at = (*at, part)
-        return self.lines.get(at, 1)
+        return at
 
     def diagnostic(self, path: Iterable[str | int], message: str, hint: str = "") -> Diagnostic:
         """A problem at `path`."""
@@ -155,13 +160,14 @@ _Loader.add_constructor(
 def parse(text: str, file: str) -> Document:
     """One YAML document with positions. Syntax errors, a second document and doubled keys are InvalidFile."""
     lines: dict[tuple[str | int, ...], int] = {}
+    columns: dict[tuple[str | int, ...], int] = {}
     problems: list[Diagnostic] = []
     above: list[yaml.Node] = []
     loader: _Loader | None = None
 
-    def walk(at: tuple[str | int, ...], part: yaml.Node, line: int) -> Any:
+    def walk(at: tuple[str | int, ...], part: yaml.Node, mark: yaml.Mark) -> Any:
         assert loader is not None
-        lines[at] = line
+        lines[at], columns[at] = mark.line + 1, mark.column + 1
         if part in above or len(lines) > MAX_PARTS:
             reason = "an alias that holds itself" if part in above else f"more than {MAX_PARTS:,} values"
             raise yaml.MarkedYAMLError(problem=reason, problem_mark=part.start_mark)
@@ -185,9 +191,9 @@ def parse(text: str, file: str) -> Document:
                 if key in result:
                     field, hint = ".".join(map(str, (*at, key))), f"it is on line {lines[(*at, key)]} too; keep one"
                     problems.append(Diagnostic(file, place, field, "this key stands here twice", hint))
-                result[key] = walk((*at, key), value_node, place)
+                result[key] = walk((*at, key), value_node, key_node.start_mark)
         else:
-            result = [walk((*at, number), item, item.start_mark.line + 1) for number, item in enumerate(part.value)]
+            result = [walk((*at, number), item, item.start_mark) for number, item in enumerate(part.value)]
         above.pop()
         return result
 
@@ -196,7 +202,7 @@ def parse(text: str, file: str) -> Document:
         node = loader.get_single_node()
         if node is None:
             raise InvalidFile([Diagnostic(file, 1, "", "the file is empty")])
-        data = walk((), node, 1)
+        data = walk((), node, yaml.Mark(file, 0, 0, 0, "", 0))
     except yaml.MarkedYAMLError as exc:
         mark = exc.problem_mark or exc.context_mark
         line = mark.line + 1 if mark else 1
@@ -212,7 +218,7 @@ def parse(text: str, file: str) -> Document:
             loader.dispose()
     if problems:
         raise InvalidFile(problems)
-    return Document(file, data, lines)
+    return Document(file, data, lines, columns)
 
 
 def check_envelope(document: Document, kinds: Iterable[str], what: str, keys: Sequence[str]) -> list[Diagnostic]:
@@ -401,7 +407,8 @@ def load_job(
 
 
 _SECRET_KEYS = (
-    "access_key_id", "api_key", "password", "secret", "secret_access_key", "session_token", "token",
+    "access_key_id", "api_key", "password", "secret", "secret_access_key", "session_token", "signing_key",
+    "token",
 )  # fmt: skip
 #: Keys of notifications: their values can be secrets as a whole, so a wrong one is not shown either.
 _ADDRESS_KEYS = ("webhook", "apprise")

@@ -1,4 +1,4 @@
-"""Files that are generated from the code: JSON Schemas and docs/reference. `--check` compares, `--write` writes."""
+"""Files that are generated: JSON Schemas and docs/reference from the code, what init writes from examples/ci. `--check` compares, `--write` writes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from runner import schemas
+from runner.ci.starting import HOSTS
 from runner.cli import cli
 
 ROOT = Path(__file__).parent.parent
@@ -21,6 +22,8 @@ def files() -> dict[Path, str]:
     made[ROOT / "docs" / "reference" / "command-line.md"] = "\n".join(_commands())
     for name in schemas.names():
         made[ROOT / "docs" / "reference" / f"{name}.md"] = "\n".join(_settings(name))
+    for name in (name for templates in HOSTS.values() for name in templates):
+        made[ROOT / "runner" / "ci" / "templates" / name] = (ROOT / "examples" / "ci" / name).read_text()
     return made
 
 

@@ -234,7 +234,7 @@ class Reader:
         named = _FILE.match(block.text)
         if named:
             path, more = Path(named[1]), bool(named[2])
-        elif block.text.startswith("apiVersion: "):
+        elif re.match(r"(# yaml-language-server: .*\n)?apiVersion: ", block.text):
             path, more = Path("jobs", f"{yaml.safe_load(block.text)['metadata']['name']}.yaml"), False
         else:
             return

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from runner import errors
+from runner.demo.forge import Forge
 from runner.embedders.hash import hash_vectors
 from runner.points import CollectionSchema, Distance, IdKind, Payloads, PointBatch, VectorField
 from tests import pages, servers
@@ -149,6 +152,17 @@ def migrate(_: pytest.FixtureRequest) -> Reader:
     return Reader()
 
 
+def policies(_: pytest.FixtureRequest) -> Reader:
+    """The rules of the page, but for the window: it would be closed now and then."""
+    ws = move()
+    rules, drift = (
+        yaml.safe_load(block.text) for block in blocks("docs/howto/policies.md") if block.language == "yaml"
+    )
+    assert rules["policies"]["rules"][0].pop("window")
+    ws.write("vecrun.yaml", json.dumps(json.loads((ws.root / "vecrun.yaml").read_text()) | rules | drift))
+    return Reader(ends={"vecrun lint --strict": [2]})
+
+
 def tutorial(_: pytest.FixtureRequest) -> Reader:
     return Reader(ends={"vecrun apply plans/handbook.json": [1, 0, 12]})
 
@@ -283,11 +297,55 @@ def backups(request: pytest.FixtureRequest) -> Reader:
     return Reader(before={"vecrun backup list training-backup": another_backup})
 
 
+def pull_requests(request: pytest.FixtureRequest) -> Reader:
+    """A branch with the job of README, in a repository with a remote and a host."""
+    ws = move()
+    ws.write(".gitignore", "/milvus-prod/\n/qdrant-prod/\n/state/\n/plans/\n")
+    job = ws.root / "jobs" / "support-kb.yaml"
+    text = job.read_text()
+    job.unlink()
+
+    def git(*words: str) -> None:
+        person = ("-c", "user.name=Ada", "-c", "user.email=ada@example.org", "-c", "init.defaultBranch=main")
+        subprocess.run(["git", *person, *words], check=True, capture_output=True)
+
+    def push(message: str) -> None:
+        for words in (
+            ["add", "-A"],
+            ["commit", "-q", "-m", message],
+            ["push", "-q", "origin", "HEAD"],
+            ["fetch", "-q"],
+        ):
+            git(*words)
+
+    git("init", "-q", "--bare", "remote.git")
+    git("init", "-q")
+    git("remote", "add", "origin", "remote.git")
+    ws.write(".git/info/exclude", "/remote.git/\n")
+    push("a workspace")
+    git("checkout", "-q", "-b", "change")
+    job.write_text(text)
+    push("a job")
+    forge = Forge(ws.root / "remote.git", {"a-token": "pipeline[bot]"})
+    forge.__enter__()
+    request.addfinalizer(lambda: forge.__exit__())
+    number = forge.open("change")
+    patch = request.getfixturevalue("monkeypatch")
+    given = {"GITHUB_API_URL": forge.url, "GITHUB_REPOSITORY": "o/r", "GITHUB_TOKEN": "a-token"}
+    for name, value in (given | {"GITHUB_REF": f"refs/pull/{number}/merge"}).items():
+        patch.setenv(name, value)
+    for name in ("GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY", "GITHUB_EVENT_PATH"):
+        patch.delenv(name, raising=False)
+    return Reader()
+
+
 WORLDS: dict[str, Callable[[pytest.FixtureRequest], Reader]] = {
     "README.md": readme,
     "docs/howto/backups.md": backups,
     "docs/howto/documents.md": documents,
     "docs/howto/migrate.md": migrate,
+    "docs/howto/policies.md": policies,
+    "docs/howto/pull-requests.md": pull_requests,
     "docs/howto/reembed.md": reembed,
     "docs/howto/state.md": state,
     "docs/tutorial.md": tutorial,

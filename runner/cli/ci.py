@@ -142,7 +142,10 @@ def ci_apply(
 
         def carry_out(plan: Plan, names: tuple[str, ...]) -> Outcome:
             from runner import commands
+            from runner.errors import Interrupted
 
+            if stop.is_set():
+                raise Interrupted("Interrupted", f"job {plan.job} was not begun", "The same command goes on")
             display = Display(plan, as_json)
             try:
                 return commands.apply(context, plan, progress=display, stop=stop, say=say, approvals=names)

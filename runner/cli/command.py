@@ -120,6 +120,12 @@ def _variables(pairs: tuple[str, ...], files: tuple[Path, ...]) -> dict[str, Any
     return found
 
 
+def given_variables() -> tuple[dict[str, Any], tuple[Path, ...]]:
+    """The variables and the files of variables that the command at work was given."""
+    given = click.get_current_context().params
+    return _variables(given["variables"], ()), given["variable_files"]
+
+
 def _error_text(exc: VecrunError) -> str:
     parts = [click.style("Error: ", fg="red", bold=True) + exc.summary]
     parts += [f"  {line}" for line in exc.detail.splitlines()]

@@ -19,17 +19,22 @@ if TYPE_CHECKING:
 
 from runner.cli.progress import Display, say, stoppable
 
+FORMS = click.Choice(["text", "markdown", "json", "html"])
+
 
 @cli.command()
 @click.argument("directory", type=click.Path(file_okay=False, path_type=Path), default=Path())
+@click.option("--ci", "host", type=click.Choice(["github", "gitlab"]), help="With its workflows: plan, apply, drift.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
-def init(directory: Path, as_json: bool) -> None:
+def init(directory: Path, host: str | None, as_json: bool) -> None:
     """Make a workspace with a sample job."""
     from runner import schemas, workspace
+    from runner.ci import starting
     from runner.report import to_json
 
+    more = {f"schemas/{kind}.json": schemas.dumps(kind) for kind in schemas.names()}
     try:
-        made = workspace.create(directory, {f"schemas/{kind}.json": schemas.dumps(kind) for kind in schemas.names()})
+        made = workspace.create(directory, more | (starting.files(host) if host is not None else {}))
     except VecrunError as exc:
         fail(exc, as_json=as_json)
     if as_json:
@@ -40,6 +45,8 @@ def init(directory: Path, as_json: bool) -> None:
     enter = "" if directory == Path() else f"cd {directory}, "
     show(f"Next: {enter}put your databases into vecrun.yaml and your job into jobs/ (those there are samples),")
     show("then: vecrun validate, vecrun connections test, vecrun plan jobs/NAME.yaml")
+    if host is not None:
+        show("The pipelines use environment prod of vecrun.yaml; each file says which secrets it needs.")
 
 
 @cli.command()
@@ -62,7 +69,7 @@ def validate(context: Context, paths: tuple[Path, ...], as_json: bool) -> None:
 @cli.command()
 @click.argument("job", type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Save the plan; a .md beside it shows it to people.")
-@click.option("--format", "form", type=click.Choice(["text", "markdown", "json"]), default="text", show_default=True)
+@click.option("--format", "form", type=FORMS, default="text", show_default=True)
 @click.option("--detailed-exitcode", is_flag=True, help="Exit with 2 when there are changes.")
 @click.option("--unpin", is_flag=True, help="Plan again what was rolled back.")
 @options
@@ -82,7 +89,7 @@ def plan(
         out.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(out, made.dumps())
         write_atomically(out.with_suffix(".md"), redact(markdown.plan(made)))
-    show_plan(made, "json" if as_json else form)
+    show_plan(made, "json" if as_json else form, file=str(out or ""))
     if out is not None and not as_json and form == "text":
         show(f"\nSaved to {out}. Apply exactly this with: vecrun apply {out}")
     if detailed_exitcode and (made.steps or made.drift):
@@ -97,13 +104,15 @@ def _show_holders(context: Context, made: Plan) -> None:
         click.echo(f"Note: {line}", err=True)
 
 
-def show_plan(made: Plan, form: str) -> None:
-    """Print a plan."""
-    from runner.report import markdown, text, to_json
+def show_plan(made: Plan, form: str, file: str = "") -> None:
+    """Print a plan; `file`: where it is saved."""
+    from runner.report import html, markdown, text, to_json
 
     match form:
         case "json":
             click.echo(to_json("plan", {"plan": made}))
+        case "html":
+            click.echo(html.plan(made, file))  # it hides secrets itself, before it escapes
         case "markdown":
             show(markdown.plan(made).rstrip())
         case _:
@@ -112,15 +121,16 @@ def show_plan(made: Plan, form: str) -> None:
 
 @cli.command("show")
 @click.argument("what")
-@click.option("--format", "form", type=click.Choice(["text", "markdown", "json"]), default="text", show_default=True)
+@click.option("--format", "form", type=FORMS, default="text", show_default=True)
 @options
 def show_(context: Context, what: str, form: str, as_json: bool) -> None:
     """Show a plan file, or the plan of a run."""
     from runner import commands
     from runner import plan as plans
 
-    made = plans.read(Path(what)) if Path(what).exists() else commands.status(context, what).plan
-    show_plan(made, "json" if as_json else form)
+    saved = Path(what).exists()
+    made = plans.read(Path(what)) if saved else commands.status(context, what).plan
+    show_plan(made, "json" if as_json else form, file=what if saved else "")
 
 
 def starting(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -130,6 +140,14 @@ def starting(command: Callable[..., Any]) -> Callable[..., Any]:
         help="Wait so long for a lock that somebody holds [default: 0s; for a slot: limits.wait].",
     )(command)  # fmt: skip
     return click.option("--detach", is_flag=True, help="Leave it to the workers and return.")(command)
+
+
+def approvable(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What commands that begin a run from a plan have."""
+    return click.option(
+        "--approved-by", "approvals", multiple=True, metavar="NAME",
+        help="Who approved the plan, where a policy of vecrun.yaml asks for it; once for each. Kept in the run's log.",
+    )(command)  # fmt: skip
 
 
 @cli.command()
@@ -142,11 +160,12 @@ def starting(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option("--sample", type=click.IntRange(1), help="With --dry-run: only about so many points of each collection.")
 @click.option("--unpin", is_flag=True, help="Apply again what was rolled back.")
+@approvable
 @starting
 @options
 def apply(
-    context: Context, what: Path, auto_approve: bool, dry_run: bool, sample: int | None, unpin: bool, detach: bool,
-    wait: float | None, as_json: bool,
+    context: Context, what: Path, auto_approve: bool, dry_run: bool, sample: int | None, unpin: bool,
+    approvals: tuple[str, ...], detach: bool, wait: float | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Carry out a saved plan, or plan a job, ask, and carry it out. Goes on with an unfinished run."""
     from runner import commands
@@ -158,7 +177,16 @@ def apply(
         raise click.UsageError("--sample belongs to --dry-run")
     if what.suffix == ".json":
         made = plans.read(what)
-        run_plan(context, made, as_json=as_json, dry_run=dry_run, sample=sample, detach=detach, wait=wait)
+        run_plan(
+            context,
+            made,
+            as_json=as_json,
+            dry_run=dry_run,
+            sample=sample,
+            detach=detach,
+            wait=wait,
+            approvals=approvals,
+        )
         return
     job = commands.load(context, what)
     if not dry_run and (row := commands.unfinished_of(context, job)):
@@ -174,8 +202,11 @@ def apply(
             show_plan(made, "json")
         return
     if not dry_run:
+        commands.refuse_policies(context, made, approvals)  # before anybody is asked
         approve(auto_approve, as_json)
-    run_plan(context, made, as_json=as_json, dry_run=dry_run, sample=sample, detach=detach, wait=wait)
+    run_plan(
+        context, made, as_json=as_json, dry_run=dry_run, sample=sample, detach=detach, wait=wait, approvals=approvals
+    )
 
 
 def approve(auto: bool, as_json: bool) -> None:
@@ -194,7 +225,7 @@ def approve(auto: bool, as_json: bool) -> None:
 
 def run_plan(
     context: Context, made: Plan, *, as_json: bool, dry_run: bool = False, sample: int | None = None,
-    detach: bool = False, wait: float | None = None,
+    detach: bool = False, wait: float | None = None, approvals: tuple[str, ...] = (),
 ) -> None:  # fmt: skip
     """Carry out a plan, with its progress, and show how it ended."""
     from runner import commands
@@ -215,6 +246,7 @@ def run_plan(
                 progress=display,
                 stop=stop,
                 say=say,
+                approvals=approvals,
             )
         finally:
             display.stop()
@@ -291,11 +323,12 @@ def verify(context: Context, job: str, mode: str | None, sample: int | None, as_
 @click.option("--auto-approve", is_flag=True, help="Do not ask.")
 @click.option("--dry-run", is_flag=True, help="Only show what it would do.")
 @click.option("--discard-new-points", is_flag=True, help="Also when points were written to the target since.")
+@approvable
 @starting
 @options
 def rollback(
-    context: Context, job: str, auto_approve: bool, dry_run: bool, discard_new_points: bool, detach: bool,
-    wait: float | None, as_json: bool,
+    context: Context, job: str, auto_approve: bool, dry_run: bool, discard_new_points: bool, approvals: tuple[str, ...],
+    detach: bool, wait: float | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Undo the newest run of a job: shown first, then asked, then applied like any plan."""
     from runner import commands
@@ -307,29 +340,6 @@ def rollback(
         _show_holders(context, made)
         return
     commands.refuse_blocked(made)
+    commands.refuse_policies(context, made, approvals)
     approve(auto_approve, as_json)
-    run_plan(context, made, as_json=as_json, detach=detach, wait=wait)
-
-
-@cli.command()
-@click.argument("jobs", nargs=-1)
-@options
-def drift(context: Context, jobs: tuple[str, ...], as_json: bool) -> None:
-    """What moved since jobs were applied; exit code 2 when something did."""
-    from runner import commands
-    from runner.report import to_json
-
-    found = commands.drift(context, jobs)
-    for line in commands.foreign(context, found):
-        click.echo(f"Note: {line}", err=True)
-    if as_json:
-        click.echo(to_json("drift", {"jobs": found}))
-    else:
-        for job, lines in found.items():
-            show(f"{job}: " + ("nothing moved" if not lines else "moved since it was applied"))
-            for line in lines:
-                show(f"  ~ {line}")
-        if not found:
-            show("No job was applied yet.")
-    if any(found.values()):
-        sys.exit(2)
+    run_plan(context, made, as_json=as_json, detach=detach, wait=wait, approvals=approvals)

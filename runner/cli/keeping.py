@@ -126,6 +126,26 @@ def state_push(context: Context, file: Path, force: bool, as_json: bool) -> None
             show(f"  ~ {line}")
 
 
+@state.command("mv")
+@click.argument("old")
+@click.argument("new")
+@options
+def state_mv(context: Context, old: str, new: str, as_json: bool) -> None:
+    """Give a job's state and runs to a job of another name. Its collections are not touched."""
+    from runner import commands
+    from runner.report import to_json
+
+    done = commands.move_state(context, old, new)
+    if as_json:
+        click.echo(to_json("moved", done))
+        return
+    show(f"Job {old} is {new} now: state serial {done.serial}, {done.runs} runs. No collection was touched.")
+    if not done.unchanged:
+        show(f"No file in jobs/ describes {new} as it was applied, so it plans as changed.")
+    if done.kind == "VectorBackup":
+        show("Backups made so far carry the old name: vecrun gc does not remove them by the rules of keep.")
+
+
 @state.command("rm")
 @click.argument("job")
 @click.option("--auto-approve", is_flag=True, help="Do not ask.")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from runner.cli.command import cli, options, show
-from runner.cli.jobs import approve, resume_run, run_plan, show_plan, starting
+from runner.cli.jobs import approvable, approve, resume_run, run_plan, show_plan, starting
 
 if TYPE_CHECKING:
     from runner.commands import Context
@@ -69,11 +69,13 @@ def report(context: Context, name: str, form: str, out: Path | None, as_json: bo
 @cli.command("retry-failed")
 @click.argument("job")
 @click.option("--auto-approve", is_flag=True, help="Do not ask.")
+@approvable
 @starting
 @options
 def retry_failed(
-    context: Context, job: str, auto_approve: bool, detach: bool, wait: float | None, as_json: bool
-) -> None:
+    context: Context, job: str, auto_approve: bool, approvals: tuple[str, ...], detach: bool, wait: float | None,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Try just the failed items again: goes on with the run that stopped for them, or mends the applied one."""
     from runner import commands
 
@@ -83,8 +85,9 @@ def retry_failed(
         return
     if not as_json:
         show_plan(made, "text")
+    commands.refuse_policies(context, made, approvals)
     approve(auto_approve, as_json)
-    run_plan(context, made, as_json=as_json, detach=detach, wait=wait)
+    run_plan(context, made, as_json=as_json, detach=detach, wait=wait, approvals=approvals)
 
 
 @cli.command()

@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -28,6 +28,7 @@ from runner.commands.execution import (
 from runner.commands.refusals import (
     refuse_blocked,
     refuse_moved_connections,
+    refuse_policies,
     refuse_stale,
     refuse_unfinished,
     refuse_unshared,
@@ -56,9 +57,10 @@ MAX_TAKEOVERS = 30
 def apply(
     context: Context, plan: Plan, *, dry_run: bool = False, sample: int | None = None, detach: bool = False,
     wait: float | None = None, progress: Progress | None = None, stop: threading.Event | None = None,
-    say: Callable[[str], None] = nobody,
+    say: Callable[[str], None] = nobody, approvals: Sequence[str] = (),
 ) -> Outcome:  # fmt: skip
-    """Carry out a plan that was made before. Refuses one that is stale, altered or was applied (PlanRefused).
+    """Carry out a plan that was made before. Refuses one that is stale, altered, was applied, or that the policies of
+    vecrun.yaml forbid by now (PlanRefused). `approvals`: names of those who approved it; the run's log keeps them.
 
     `dry_run` reads and transforms everything, or about `sample` points of each collection, and writes nothing.
     `detach` leaves it to the workers and returns. `wait`: seconds to wait for a lock that somebody holds; by default a
@@ -81,6 +83,7 @@ def apply(
             return _resume(context, ledger, unfinished, progress, stop, say, wait=wait)
         refuse_unfinished(ledger, plan)
         planner.refuse_half_changed(plan, ledger)
+        refuse_policies(context, plan, approvals)
         if plan.purpose == "apply" and not plan.steps:
             refuse_stale(context, ledger, plan)
             failed = planner.failed_documents(context.states.load(plan.job), ledger)
@@ -91,12 +94,15 @@ def apply(
             refuse_unfinished(ledger, plan)  # again: a run may have begun and stopped before the lease was ours
             planner.refuse_half_changed(plan, ledger)
             refuse_stale(context, ledger, plan)
+            refuse_policies(context, plan, approvals)  # again: a window may have closed while the lease was waited for
             crash.point("run", "leased")
             executor = "distributed" if context.settings.has_broker else "embedded"
             status = "pending" if detach else "running"
             ledger.start_run(held.lease, plan, plan.dumps(), executor=executor, status=status)
             crash.point("run", "started")
             ledger.write_log(run, "info", f"{status}: {plan.purpose} of job {plan.job}", plan=plan.plan_digest)
+            if approvals:
+                ledger.write_log(run, "info", f"approved by {', '.join(approvals)}", approvals=[*approvals])
             if detach:
                 return Outcome(run, plan.job, plan.purpose, status, (), 0.0)
             return execute(context, ledger, held, plan, progress, stop, say)
@@ -124,9 +130,16 @@ def resume(
 
 
 def unfinished_of(context: Context, job: Job) -> dict[str, Any] | None:
-    """The unfinished run that `apply JOB.yaml` goes on with. VecrunError when the spec changed since it began."""
+    """The unfinished run that `apply JOB.yaml` goes on with. VecrunError when the spec changed since it began, and when it is a
+    rollback: whoever applies a job does not mean to undo it."""
     with context.ledger() as ledger:
         row: dict[str, Any] | None = ledger.unfinished(job.name)
+        if row is not None and row["purpose"] == "rollback":
+            raise VecrunError(
+                "A rollback of this job is not finished",
+                f"run {row['run']} is {row['status']}" + (f": {row['error']}" if row["error"] else ""),
+                f"Finish it first: vecrun resume {job.name}",
+            )
         if row is None or row["purpose"] != "apply":
             return row
         with World(context.settings, "read") as world:
@@ -153,7 +166,7 @@ def _resume(
             raise NotFound(
                 "Nothing to resume", f"run {row['run']} came to its end meanwhile", f"vecrun status {plan.job}"
             )
-        begun = any(step["status"] != "pending" for step in ledger.steps_of(row["run"]))
+        begun = not plan.steps or any(step["status"] != "pending" for step in ledger.steps_of(row["run"]))
         refuse_moved_connections(context, plan) if begun else refuse_stale(context, ledger, plan, row["run"])
         executor = "distributed" if context.settings.has_broker else "embedded"
         status = "pending" if detach else "running"

@@ -16,7 +16,6 @@ from runner import planner
 from runner.backups import manifest
 from runner.backups.check import Checked
 from runner.backups.check import check as compare
-from runner.backups.keeping import moment
 from runner.commands.context import Context
 from runner.errors import NotFound, VecrunError
 from runner.objects import FolderConfig
@@ -75,7 +74,8 @@ def check_backups(
         wanted = backup or only
         if wanted and wanted not in ids:
             raise NotFound("No such backup", f"{wanted} in {shown}; the newest there are: {', '.join(ids[-5:])}")
-        chosen = ids[::-1] if every and not wanted else [wanted or ids[-1]]
+        newest = next((name for name in reversed(ids) if not manifest.ahead(name)), ids[-1])
+        chosen = ids[::-1] if every and not wanted else [wanted or newest]
         found = []
         for name in chosen:
             try:
@@ -100,7 +100,7 @@ def backups_of(
         if not isinstance(step, BackUpTables | SealBackup):
             continue
         objects, folder = world.objects(step.into.connection), step.into.folder
-        source = step.connection if isinstance(step, BackUpTables) else step.sources[0].connection
+        source = step.connection if isinstance(step, BackUpTables) else next((one.connection for one in step.sources), "")
         told: dict[str, Any] = {"from": source, "to": str(step.into), "mode": "backup", "compared": 0}
         try:
             one = manifest.of_run(objects, folder, run)
@@ -148,7 +148,7 @@ def _tables(step: LoadTables, run: str, world: World) -> Iterator[tuple[str, int
                 same = then is not None and then.versions == copying.versions(connection, shape)
                 yield here, rows, "" if same else "it was written to since, or the record of the load is gone"
             else:
-                tally = loading.tally(connection, expected.shape, shape.sql)
+                tally = copying.tally(connection, expected.shape, shape.sql)
                 if tally.rows != expected.rows:
                     yield here, tally.rows, f"it holds {tally.rows:,} rows, the backup {expected.rows:,}"
                 else:
@@ -175,7 +175,7 @@ def _listed(objects: Objects, folder: str, name: str) -> Listed:
     except (manifest.DamagedBackup, NotFound) as exc:
         return Listed(name, "", problem=str(exc))
     size = sum(one.files.values())
-    return Listed(name, moment(name).isoformat(), one.form, one.rows, size, len(one.files), one.whole, one.job, one.run)
+    return Listed(name, manifest.moment(name).isoformat(), one.form, one.rows, size, len(one.files), one.whole, one.job, one.run)
 
 
 @contextmanager

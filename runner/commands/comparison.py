@@ -118,8 +118,15 @@ def foreign(context: Context, jobs: Iterable[str] = ()) -> list[str]:
 
 
 def drift(context: Context, jobs: Iterable[str] = ()) -> dict[str, list[str]]:
-    """What moved since each job was applied: job -> sentences."""
-    found: dict[str, list[str]] = {}
+    """What moved since each job was applied and is not expected: job -> sentences."""
+    found = movements(context, jobs)
+    return {job: [item.text for item in moved if not item.expected] for job, moved in found.items()}
+
+
+def movements(context: Context, jobs: Iterable[str] = ()) -> dict[str, list[planner.Moved]]:
+    """What moved since each job was applied; what `drift.ignore` of vecrun.yaml expects is marked. A job that is not applied
+    has nothing."""
+    found: dict[str, list[planner.Moved]] = {}
     with context.ledger(reading=True) as ledger:
         names = [job_of(context, ledger, job) for job in jobs] or context.states.jobs()
         for name in names:
@@ -129,5 +136,5 @@ def drift(context: Context, jobs: Iterable[str] = ()) -> dict[str, list[str]]:
                 continue
             plan = planner.applied_plan(state, ledger)
             with World(context.settings, "read", plan.inline if plan is not None else None) as world:
-                found[name] = planner.drift(state, ledger, world)
+                found[name] = planner.movements(state, ledger, world)
     return found

@@ -20,6 +20,7 @@ from runner.errors import (
     LeaseLost,
     LockHeld,
     NoSlot,
+    Transient,
     VecrunError,
     VerificationFailed,
 )
@@ -28,7 +29,18 @@ from runner.executor.flow import retried
 from runner.ledger import Ledger, Partition
 from runner.lock import SLOT, Keeper, Lease, collection, now
 from runner.notify import Event, notify
-from runner.plan import Change, CopyPoints, Observed, Place, Plan, ReplaceVectors, SetServing, loads
+from runner.plan import (
+    Change,
+    CopyPoints,
+    LoadTables,
+    Observed,
+    Place,
+    Plan,
+    ReplaceVectors,
+    SetServing,
+    UnloadTables,
+    loads,
+)
 from runner.records import LedgerGone
 from runner.settings import duration_seconds
 from runner.state import Applied, State
@@ -209,7 +221,7 @@ def _record(context: Context, run: Run) -> None:
 
 
 def _applied(state: State, plan: Plan, run: Run) -> State:
-    world = planner.observe(run.world, plan.world)
+    world = planner.observe(run.world, plan.world, whole=True)
     if state.applied and state.applied[-1].run == run.run:  # written before a crash
         return state
     finished = datetime.now(UTC)
@@ -242,9 +254,9 @@ def _rolled_back(state: State, plan: Plan, run: Run) -> State:
         )
     world: tuple[Observed, ...] = ()
     with suppress(VecrunError):  # a store of that time may be gone; then there is nothing to compare with later
-        world = planner.observe(run.world, before.world)
+        world = planner.observe(run.world, before.world, whole=True)
     return new.model_copy(
-        update={"status": "applied", "spec_digest": before.spec_digest, "live": _live(before), "world": world}
+        update={"status": "applied", "spec_digest": kept[-1].spec_digest, "live": _live(before), "world": world}
     )
 
 
@@ -268,15 +280,31 @@ def record_failure(run: Run, exc: BaseException) -> bool:
         for number, row in enumerate(run.ledger.steps_of(run.run)):
             if row["status"] == "running" and isinstance(exc, VerificationFailed):
                 run.ledger.set_step(run.lease, number, "failed")
-        if isinstance(exc, VecrunError) and status == "failed" and "vecrun " not in exc.hint:
+        given_up = status == "failed" and _did_nothing(run, exc)
+        if given_up and isinstance(exc, VecrunError):
+            exc.hint = f"{exc.hint}\nNothing was changed, and job {run.plan.job} is as it was".strip()
+        elif isinstance(exc, VecrunError) and status == "failed" and "vecrun " not in exc.hint:
             way_on = f"When that is mended: vecrun resume {run.plan.job}. Or undo it: vecrun rollback {run.plan.job}"
             exc.hint = f"{exc.hint}\n{way_on}".strip()
+        ended: dict[str, Any] = {"status": "rolled_back", "finished": now()} if given_up else {"status": status}
         run.ledger.set_run(
-            run.lease, status=status, error=str(exc) if status == "failed" else None, control=None, problem=None
+            run.lease, error=str(exc) if status == "failed" else None, control=None, problem=None, **ended
         )
         run.ledger.write_log(run.run, "error" if status == "failed" else "info", f"{status}: {exc}")
         return True
     return False
+
+
+def _did_nothing(run: Run, exc: BaseException) -> bool:
+    """Whether a rollback was refused before it changed anything: it is over then, and keeps nobody from going on. Tables are
+    filled and brought back in one transaction each, so what refuses one leaves it as it was."""
+    if isinstance(exc, Transient) or not isinstance(exc, VecrunError):
+        return False
+    for number, row in enumerate(run.ledger.steps_of(run.run)):
+        if row["status"] == "running" and isinstance(run.plan.steps[number], LoadTables | UnloadTables):
+            run.ledger.set_step(run.lease, number, "pending")
+    begun = any(row["status"] != "pending" for row in run.ledger.steps_of(run.run))
+    return run.plan.purpose == "rollback" and bool(run.plan.steps) and not begun
 
 
 def outcome(run: Run, seconds: float) -> Outcome:

@@ -1,6 +1,8 @@
-"""What stands in the way of a plan: findings, other runs, stores, a world that moved. Nothing is written before these are asked."""
+"""What stands in the way of a plan: findings, policies, other runs, stores, a world that moved. Nothing is written before these are asked."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from runner import planner
 from runner.commands.context import Context
@@ -17,17 +19,31 @@ def refuse_blocked(plan: Plan) -> None:
     """VecrunError when the plan has findings that nobody accepted."""
     if plan.blocked:
         lines = [
-            f"{item.code} {item.where}: {item.message}" + (f" ({item.seen})" if item.seen else "")
+            " ".join([item.code, *([f"{item.where}:"] if item.where else []), item.message])
+            + (f" ({item.seen})" if item.seen else "")
             for item in plan.notices
             if item.blocking
         ]
         hints = sorted({item.code for item in plan.notices if item.blocking and acceptable(item.code)})
         hint = "Mend them in the spec or in the stores, and plan again"
+        if any(item.code.startswith("VP") for item in plan.notices if item.blocking):
+            hint += "\nFor VP: do what the policy says, or change the policies of vecrun.yaml; no job can accept it"
         if hints:
             hint += f"\nWhat is wanted can be accepted in the spec: accept: [{{code: {hints[0]}, reason: why}}]"
         if any(item.code == planner.NEW_POINTS for item in plan.notices if item.blocking):
             hint = "Save those points first, or lose them with: vecrun rollback " + plan.job + " --discard-new-points"
         raise VecrunError("The plan cannot be applied as it is", "\n".join(lines), hint)
+
+
+def refuse_policies(context: Context, plan: Plan, approvals: Sequence[str] = ()) -> None:
+    """PlanRefused when a policy, as vecrun.yaml has it now, forbids to apply the plan now. `approvals`: who approved it."""
+    if found := planner.refusals(plan, context.settings, approvals):
+        raise PlanRefused(
+            "A policy forbids to apply this plan",
+            "\n".join(found),
+            "Approvals are given with --approved-by NAME, once for each; a window is waited for. Else change the job, or "
+            "the policies of vecrun.yaml, and plan again",
+        )
 
 
 def refuse_unfinished(ledger: Ledger, plan: Plan) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 from runner.commands.context import Context, load
 from runner.errors import Diagnostic, InvalidFile, NotFound
 from runner.kinds import kind_module
-from runner.settings import MODEL
+from runner.planner import policies
+from runner.settings import FILE_NAME, MODEL
 from runner.spec import check_model
 from runner.world import connection_model
 
@@ -24,9 +25,11 @@ class Validation:
 
 
 def validate(context: Context, paths: Iterable[Path]) -> Validation:
-    """Check job files (folders: all *.yaml and *.yml below) offline, and that the connections they name exist."""
-    files = list(_job_files(paths))
-    problems: list[Diagnostic] = []
+    """Check job files (folders: all *.yaml and *.yml below) offline, that the connections they name exist, and that policies
+    name what there is. vecrun.yaml itself was checked when it was opened, and may be among the paths."""
+    settings_file = (context.settings.root / FILE_NAME).resolve()
+    files = [path for path in job_files(paths) if path.resolve() != settings_file]
+    problems = policies.problems(context.settings)
     names: dict[str, Path] = {}
     for path in files:
         try:
@@ -60,7 +63,8 @@ def validate(context: Context, paths: Iterable[Path]) -> Validation:
     return Validation(tuple(str(path) for path in files), tuple(problems))
 
 
-def _job_files(paths: Iterable[Path]) -> Iterable[Path]:
+def job_files(paths: Iterable[Path]) -> Iterable[Path]:
+    """Files, and all *.yaml and *.yml below folders. NotFound."""
     for path in paths:
         if path.is_dir():
             yield from sorted(item for item in path.rglob("*") if item.suffix in (".yaml", ".yml"))

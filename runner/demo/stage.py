@@ -112,11 +112,12 @@ def empty(directory: Path) -> Path:
     return directory
 
 
-def vecrun(directory: Path, *arguments: str) -> None:
-    """A command, shown and run. Failed when it fails."""
+def vecrun(directory: Path, *arguments: str, code: int = 0) -> None:
+    """A command, shown and run. Failed when it ends with another exit code."""
     _show(arguments)
     done = subprocess.run([sys.executable, "-m", "runner", *arguments], cwd=directory, check=False)  # noqa: S603
-    expect(f"vecrun {' '.join(arguments)} succeeds (exit code {done.returncode})", done.returncode == 0)
+    ending = f"ends with {code}" if code else "succeeds"
+    expect(f"vecrun {' '.join(arguments)} {ending} (exit code {done.returncode})", done.returncode == code)
 
 
 def answer(directory: Path, *arguments: str) -> Mapping[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from runner.points import Model
 from runner.spec import digest
@@ -12,7 +12,9 @@ Right = Literal["select", "insert", "delete", "truncate"]
 
 
 class Column(Model):
-    """A column as `format_type` names its type. `generated`: the server computes it from `default`, so no file has it."""
+    """A column as `format_type` names its type. `generated`: the server computes it from `default`, so no file has it.
+    `number`: its place in the catalog, which no other column of the table ever gets again. `collation`: as written in SQL,
+    where it is not that of the type. `counting`: options of the sequence of an identity column, as written in SQL."""
 
     name: str
     type: str
@@ -20,6 +22,9 @@ class Column(Model):
     default: str | None = None
     generated: bool = False
     identity: Literal["", "always", "by default"] = ""
+    number: int = 0
+    collation: str = ""
+    counting: str = ""
 
 
 class Constraint(Model):
@@ -30,6 +35,11 @@ class Constraint(Model):
     definition: str
     columns: tuple[str, ...] = ()
     references: str = ""
+
+    @property
+    def unchecked(self) -> bool:
+        """Whether rows that break it may be there (NOT VALID)."""
+        return self.definition.endswith(" NOT VALID")
 
 
 class Reference(Model):
@@ -54,11 +64,16 @@ class Shape(Model):
     referenced_by: tuple[Reference, ...] = ()
     relation: Literal["table", "partitioned table", "other"] = "table"  # other: a view, a parent of other tables …
     hidden_rows: bool = False  # row level security applies to this login
+    unlogged: bool = False
 
     def fingerprint(self) -> str:
         """Names what it looks like: its columns and constraints, not what may change without anybody touching it."""
-        kept = {"schema_name", "name", "columns", "constraints", "relation"}
-        return digest(self.model_dump(mode="json", include=kept))
+        return digest(self.looks)
+
+    @property
+    def looks(self) -> dict[str, Any]:
+        """Its columns and constraints."""
+        return self.model_dump(mode="json", include={"schema_name", "name", "columns", "constraints", "relation"})
 
     @property
     def qualified(self) -> str:

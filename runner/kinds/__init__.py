@@ -34,7 +34,9 @@ class Draft:
 
 
 class Kind(Protocol):
-    """What a kind's module offers."""
+    """What a kind's module offers. `ACCEPTABLE`: codes of findings of its plan that a spec of it may accept."""
+
+    ACCEPTABLE: frozenset[str]
 
     def connections(self, spec: SpecModel) -> tuple[list[str], dict[str, dict[str, object]]]:
         """(names of the workspace's connections, inline connections under the names steps use)."""
@@ -42,6 +44,9 @@ class Kind(Protocol):
     def plan_steps(self, job: str, spec: SpecModel, world: World, state: State, *, applied: bool) -> Draft:
         """Look at the live stores through `world` (read-only) and say what has to be done from nothing; `applied`: exactly
         this spec was applied before (asked only of recurring jobs)."""
+
+    def lint(self, spec: SpecModel) -> list[Notice]:
+        """What can be said of a spec without any store; `where` is a field of the spec."""
 
     def recurring(self, spec: SpecModel) -> bool:
         """Whether an applied job whose spec is unchanged may have something to do again."""

@@ -70,12 +70,15 @@ class Observed(Model):
     count: int | None
     schema_digest: str | None
     live: bool = False  # it is written to: its count may move
+    shape: dict[str, Any] | None = None  # what schema_digest is of; in states, so that a drift can be told in full
 
     @model_serializer(mode="wrap")
     def _short(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         data: dict[str, Any] = handler(self)
         if not self.live:  # plans and states from before it was there stay as they are
             del data["live"]
+        if self.shape is None:
+            del data["shape"]
         return data
 
 

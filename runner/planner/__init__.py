@@ -23,7 +23,18 @@ from runner.plan import (
     UnloadTables,
     loads,
 )
-from runner.planner.observed import applied_plan, compare, drift, foreign, moved_connections, moved_selection, observe
+from runner.planner.observed import (
+    Moved,
+    applied_plan,
+    compare,
+    drift,
+    foreign,
+    moved_connections,
+    moved_selection,
+    movements,
+    observe,
+)
+from runner.planner.policies import judged, refusals
 from runner.planner.undo import NEW_POINTS, retry, rollback
 from runner.settings import MODEL, Settings
 from runner.spec import Job, digest
@@ -32,8 +43,8 @@ from runner.vectors import Vectors
 from runner.world import World
 
 __all__ = [
-    "NEW_POINTS", "applied_plan", "build", "compare", "drift", "failed_documents", "foreign", "moved_connections", "moved_selection", "observe",
-    "refuse_half_changed", "refuse_unfinished", "retry", "rollback", "spec_digest",
+    "NEW_POINTS", "Moved", "applied_plan", "build", "compare", "drift", "failed_documents", "foreign", "judged", "moved_connections", "moved_selection", "movements", "observe",
+    "refusals", "refuse_half_changed", "refuse_unfinished", "retry", "rollback", "spec_digest",
 ]  # fmt: skip
 
 PINNED = "VI201"
@@ -68,7 +79,7 @@ def build(job: Job, settings: Settings, ledger: Ledger, states: States, *, unpin
             draft.notices.append(Notice(code=PINNED, message=message))
         else:
             draft = module.plan_steps(job.name, job.spec, world, state, applied=False)
-        return Plan(
+        plan = Plan(
             tool_version=__version__,
             created=now(),
             job=job.name,
@@ -86,7 +97,8 @@ def build(job: Job, settings: Settings, ledger: Ledger, states: States, *, unpin
             notices=tuple(draft.notices),
             drift=moved,
             retention=draft.retention or settings.workspace.state.retention,
-        ).sealed()
+        )
+        return judged(plan, settings, {item.code: item.reason for item in getattr(job.spec, "accept", ())})
 
 
 def _done_once(state: State, ledger: Ledger) -> list[Notice]:

@@ -16,7 +16,7 @@ def lines(step: str, result: dict[str, Any]) -> list[str]:
             return _tables(result)
         case "truncate_tables":
             return [
-                f"emptied {item['table']}: {item['rows_before']:,} rows before, {item['rows_after']:,} after"
+                f"emptied {item['table']}: {phrases.counted(item['rows_before'], 'row')} before, {item['rows_after']:,} after"
                 for item in result["truncated"]
             ]
         case "load_tables":
@@ -24,14 +24,14 @@ def lines(step: str, result: dict[str, Any]) -> list[str]:
         case "unload_tables":
             return [
                 f"removed {item['table']}, which was not there before" if item["removed"]
-                else f"{item['table']} is what it was before: {item['rows']:,} rows"
+                else f"{item['table']} is what it was before: {phrases.counted(item['rows'], 'row')}"
                 for item in result["tables"]
             ]  # fmt: skip
         case "seal_backup":
             return _collections(result)
         case "check_backup":
             return [
-                f"checked the backup: {result['files']:,} files, {phrases.size(result['bytes'])}, as its manifest says"
+                f"checked the backup: {phrases.counted(result['files'], 'file')}, {phrases.size(result['bytes'])}, as its manifest says"
             ]
     return []
 
@@ -42,21 +42,21 @@ def _tables(result: dict[str, Any]) -> list[str]:
         if item["error"]:
             lines.append(f"  {item['table']}: failed: {item['error']}")
         else:
-            shown = f"{item['row_count']:,} rows, {phrases.size(item['file_size'])}"
+            shown = f"{phrases.counted(item['row_count'], 'row')}, {phrases.size(item['file_size'])}"
             lines.append(f"  {item['table']}: {shown}, {item['backup_file']}")
     return lines
 
 
 def _loaded(item: dict[str, Any]) -> str:
     replaced = f"; {item['replaced']:,} that were there are kept for the rollback" if item.get("replaced") else ""
-    return f"filled {item['table']} with {item['rows']:,} rows{replaced}"
+    return f"filled {item['table']} with {phrases.counted(item['rows'], 'row')}{replaced}"
 
 
 def _collections(result: dict[str, Any]) -> list[str]:
-    lines = [f"backup {result['backup']}: {result['files']:,} files, {phrases.size(result['bytes'])}"]
+    lines = [f"backup {result['backup']}: {phrases.counted(result['files'], 'file')}, {phrases.size(result['bytes'])}"]
     for item in result["collections"]:
         kept = f", {item['kept']:,} shared with earlier backups" if item["kept"] else ""
-        shown = f"{item['rows']:,} points, {item['written']:,} files written{kept}"
+        shown = f"{phrases.counted(item['rows'], 'point')}, {phrases.counted(item['written'], 'file')} written{kept}"
         lines.append(f"  {item['collection']}: {shown}")
         if moved := item.get("moved"):
             lines.append(f"    {moved}")

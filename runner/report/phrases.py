@@ -235,9 +235,11 @@ def step_line(step: Step) -> str:
 
 def _load(step: LoadTables) -> str:
     tables = _and([here if table == here else f"{here} (from {table})" for table, here in step.tables])
-    source = f"backup {step.backup}" if step.backup else f"the backup of run {step.of_run}" if step.of_run else "that backup"
+    source = (
+        f"backup {step.backup}" if step.backup else f"the backup of run {step.of_run}" if step.of_run else "that backup"
+    )
     how = {
-        "refuse": "which are empty" if len(step.tables) > 1 else "which is empty",
+        "refuse": "if they are empty" if len(step.tables) > 1 else "if it is empty",
         "merge": "whose rows of the same key are replaced",
         "replace": "in place of all rows that are there",
     }[step.existing]
@@ -477,6 +479,8 @@ def way_back(plan: Plan) -> list[str]:
     undo, irreversible = reversed_steps(plan.steps)
     if irreversible:
         return ["There is no way back after: " + "; ".join(step_line(step) for step in irreversible)]
+    if not undo:
+        return ["There is nothing to undo: what it writes stays, and nothing else is changed."]
     lines = [f"For {plan.retention} after the run: vecrun rollback {plan.job}. It would, in this order:"]
     lines += [f"  {step.action} {step_line(step)}" for step in undo]
     sources = sorted({str(step.source) for step in plan.steps if isinstance(step, CopyPoints)})

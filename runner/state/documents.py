@@ -23,7 +23,7 @@ from runner.errors import NotFound, PlanRefused, VecrunError
 from runner.plan import Observed, Place
 from runner.points import Model
 
-FORMAT_VERSION = "1.2"  # a new minor only adds keys: forgotten in 1.1, models in 1.2
+FORMAT_VERSION = "1.3"  # a new minor only adds keys: forgotten in 1.1, models in 1.2, shape of world in 1.3
 
 
 class Applied(Model):

@@ -11,6 +11,7 @@ from runner import errors
 from tests import embedding_server
 from tests.e2e.documents import Library
 from tests.e2e.knowledge import KEY, NEW, Knowledge, Server
+from tests.e2e.pulls import Flow, opened
 from tests.e2e.workspace import Workspace
 
 
@@ -56,3 +57,10 @@ def kb(ws: Workspace, counting: Server, monkeypatch: pytest.MonkeyPatch) -> Know
     made = Knowledge(ws, counting)
     made.configure()
     return made
+
+
+@pytest.fixture(params=["github", "gitlab"])
+def flow(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Flow]:
+    """A branch with a new job, pushed, and its pull request 1."""
+    with opened(str(request.param), tmp_path, monkeypatch) as made:
+        yield made

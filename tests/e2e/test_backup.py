@@ -144,3 +144,19 @@ def test_a_restore_into_other_tables_that_are_made(training: Training) -> None:
     ok("rollback", "back", "--auto-approve")
     with pytest.raises(Exception, match="old_points"):
         training.rows("old_points")
+
+
+def test_a_rollback_that_is_refused_keeps_nobody_from_going_on(training: Training) -> None:
+    ok(*APPLY)
+    training.existing("replace")
+    ok(*BACK)
+    training.fill(1, first=70)
+    said = refused(1, "rollback", "back", "--auto-approve")
+    assert "Nothing was changed, and job back is as it was" in said
+    assert training.count() == 21
+    ok(*APPLY)  # the tables are backed up as they are
+    assert [item["tables"][1]["rows"] for item in training.manifests()] == [20, 21]
+    assert "held 20 rows and holds 21 now" in ok(*BACK)
+    training.sql(f"DELETE FROM {POINTS} WHERE id = 't70'")
+    ok("rollback", "back", "--auto-approve")  # the tables are as the restore left them
+    assert training.count() == 20

@@ -319,7 +319,7 @@ def test_a_manifest_that_was_edited_is_not_believed(folder: Path) -> None:
 
 
 def test_a_manifest_under_another_name(folder: Path) -> None:
-    shutil.copy(folder / f"backup_{POINTS}.json", folder / "backup_20261231_000000.json")
+    shutil.copy(folder / f"backup_{POINTS}.json", folder / "backup_20261102_000000.json")
     assert f"it is the manifest of backup {POINTS}" in check(folder, code=13)
     (folder / "backup_99999999_999999.json").write_text("{}")
     assert "no whole JSON document" in check(folder, code=13)
@@ -596,6 +596,9 @@ def test_what_a_run_needs_that_is_not_finished_stays(nights: Nights) -> None:
     restored = nights.ws.points("b", "kb")
     assert restored is not None
     assert len(restored) == 2000
+    ok("gc", "--auto-approve")
+    assert nights.ids() == [made[0], *made[2:]], "a rollback of the restore reads it"
+    ok("rollback", "back", "--auto-approve")
     ok("gc", "--auto-approve")
     assert nights.ids() == made[2:]
 

@@ -583,7 +583,7 @@ def test_a_state_file_that_is_none(ws: Workspace, text: bytes) -> None:
     told = refused(run("plan", "jobs/move.yaml"), 1, "A state file", "state/move.json")
     if b"2.0" in text:
         assert "newer format" in told
-        assert "format_version 2.0, this vecrun reads 1.2" in told
+        assert "format_version 2.0, this vecrun reads 1.3" in told
     assert ws.world("b") == {"b:aliases": {}}
 
 

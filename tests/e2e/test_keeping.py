@@ -238,7 +238,7 @@ def test_a_pointer_says_which_model_embeds_its_queries(kb: Knowledge) -> None:
     assert json.loads(ok("state", "list", "--json"))["serving"]["models"] == {"live": "wide"}
     ok("state", "pull", "serving", "-o", "pointers.json")
     document = json.loads(Path("pointers.json").read_text())
-    assert document["format_version"] == "1.2"
+    assert document["format_version"] == "1.3"
     Path("pointers.json").write_text(json.dumps(document | {"models": {"live": "old"}}))
     assert '~ live: "kb/docs_wide, wide" → "kb/docs_wide, old"' in ok("state", "push", "pointers.json")
     assert state("serving")["models"] == {"live": "old"}

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.backups.keeping import AT_WORK, Kept, decide, moment
-from runner.backups.manifest import new_id
+from runner.backups.keeping import AT_WORK, Kept, decide
+from runner.backups.manifest import moment, new_id
 from runner.plan import Keep
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)

@@ -289,7 +289,7 @@ def test_a_newer_minor_is_read_and_a_newer_major_refused(folder: Kept) -> None:
     folder.write(1)
     assert isinstance(folder.states, StateDirectory)
     path = folder.states.directory / "move.json"
-    path.write_text(path.read_text().replace('"1.2"', '"1.9", "new_key": 1'))
+    path.write_text(path.read_text().replace('"1.3"', '"1.9", "new_key": 1'))
     assert folder.states.load("move").status == "applied"
     path.write_text(path.read_text().replace('"1.9"', '"2.0"'))
     with pytest.raises(VecrunError, match="newer format"):

@@ -45,6 +45,7 @@ class How:
     cutover: Cutover | None = None
     merge: bool = False
     keep_names: bool = False  # vectors are called as before, where a rule says nothing else
+    or_else: str = ""  # what else helps when the target holds points
 
 
 def plan_move(rule: CollectionRule, source_place: Place, place: Place, source: Store, target: Store, how: How) -> Move:
@@ -65,7 +66,7 @@ def plan_move(rule: CollectionRule, source_place: Place, place: Place, source: S
     existing = target.inspect(place.collection)
     held = target.count(place.collection) if existing is not None else None
     if existing is not None:
-        problems += _compare_target(fitted, existing, held or 0, target, merge=how.merge)
+        problems += _compare_target(fitted, existing, held or 0, target, merge=how.merge, or_else=how.or_else)
         fitted = existing
     switches = (rule.cutover or how.cutover) is not None
     move = Move(rule, source_place, place, schema, fitted, transform, points, existing is None, switches, held or 0)
@@ -191,7 +192,7 @@ def _vector_names(rule: CollectionRule, schema: CollectionSchema, default: str |
 
 
 def _compare_target(
-    wanted: CollectionSchema, existing: CollectionSchema, held: int, target: Store, *, merge: bool
+    wanted: CollectionSchema, existing: CollectionSchema, held: int, target: Store, *, merge: bool, or_else: str
 ) -> list[Problem]:
     """Why the collection that is there already cannot take the points."""
     found = []
@@ -199,7 +200,7 @@ def _compare_target(
         message = f"the target holds {held:,} points; those with the same id are overwritten, and no rollback brings them back"
         found.append(Problem(OVERWRITES, message))
     elif held:
-        message = f"the target already holds {held:,} points; choose another name with to:, or empty it"
+        message = f"the target already holds {held:,} points; choose another name with to:, or empty it{or_else}"
         found.append(Problem(TARGET_NOT_EMPTY, message))
     names = {vector.name: vector for vector in existing.vectors}
     for vector in wanted.vectors:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from runner.kinds.batch_operation.lint import ACCEPTABLE, lint
 from runner.kinds.batch_operation.spec import BatchOperationSpec, connections
 from runner.kinds.batch_operation.steps import plan_steps, recurring
 
-__all__ = ["BatchOperationSpec", "connections", "plan_steps", "recurring"]
+__all__ = ["ACCEPTABLE", "BatchOperationSpec", "connections", "lint", "plan_steps", "recurring"]

@@ -27,6 +27,7 @@ from runner.world import World
 
 #: No store of vectors has a snapshot that can be read through its API.
 NO_SNAPSHOT = "VI133"
+NOTHING = "VI136"
 #: Points that are read to measure how large they are.
 PROBE_POINTS = 200
 
@@ -38,6 +39,10 @@ def plan_collections(
     """Adds steps, findings, facts and what was observed to the draft."""
     store = world.store(collections.connection)
     sources = [Place(connection=collections.connection, collection=name) for name in _matching(collections, store)]
+    if not sources:
+        message = "there are no collections, so there is nothing to back up"
+        draft.notices.append(Notice(code=NOTHING, message=message, where=collections.connection))
+        return
     previous = earlier if collections.incremental else None
     for place in sources:
         schema = store.inspect(place.collection)
@@ -91,7 +96,8 @@ def _matching(collections: Collections, store: Store) -> list[str]:
     found = dict[str, None]()
     for pattern in collections.names:
         names = [name for name in existing if fnmatch.fnmatchcase(name, pattern) and not saved(name)]
-        names = [pattern] if pattern in existing else names
+        # * always means all, also where a collection is called so
+        names = [pattern] if pattern in existing and pattern != "*" else names
         if not names:
             at = f"{pattern!r} in {collections.connection}"
             if pattern in (aliases := store.aliases()):

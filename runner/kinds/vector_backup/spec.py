@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Annotated, Literal
+from urllib.parse import quote
 
 from pydantic import Field, field_validator, model_validator
 
@@ -76,8 +77,8 @@ class Into(SpecModel):
 
     connection: str = Field(description="A connection of type folder or s3.", examples=["backups"])
     folder: str | None = Field(
-        None, min_length=1, description="Folder in it, for this job alone; default: JOB/vector_bak.",
-        examples=["nightly/vector_bak"],
+        None, min_length=1, description="Folder in it, for this job alone; default: JOB/vector_bak, or ENVIRONMENT/JOB/vector_bak "
+        "where an environment was chosen.", examples=["nightly/vector_bak"],
     )  # fmt: skip
 
     @field_validator("folder")
@@ -90,14 +91,15 @@ class Into(SpecModel):
         except Permanent as exc:
             raise ValueError(f"this is no folder: {exc.detail}") from exc
 
-    def place(self, job: str) -> BackupFolder:
+    def place(self, job: str, environment: str = "") -> BackupFolder:
         """The same in the words of a plan."""
-        return BackupFolder(connection=self.connection, folder=self.folder or f"{job}/vector_bak")
+        below = f"{quote(environment, safe='')}/" if environment else ""
+        return BackupFolder(connection=self.connection, folder=self.folder or f"{below}{job}/vector_bak")
 
 
 class KeepRules(SpecModel):
-    """Which backups `vecrun gc` keeps: what any of these rules keeps. Never removed: the newest whole one, and the newest
-    whole one that is not empty."""
+    """Which backups `vecrun gc` keeps: what any of these rules keeps. Never removed: the newest whole one, and for each
+    table and collection the newest whole one that holds anything of it."""
 
     last: int | None = Field(None, ge=1, description="The newest so many.")
     daily: int | None = Field(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from runner.clauses.backups import last_backup, room_problems, storage
+from typing import Literal
+
+from runner.clauses.backups import last_backup, room_problems, shared, storage
 from runner.kinds import Draft
 from runner.kinds.vector_backup.collections import plan_collections
 from runner.kinds.vector_backup.spec import VectorBackupSpec
@@ -16,17 +18,21 @@ def recurring(_spec: VectorBackupSpec) -> bool:
     return True
 
 
-def plan_steps(job: str, spec: VectorBackupSpec, world: World, state: State, *, applied: bool = False) -> Draft:  # noqa: ARG001
+def plan_steps(job: str, spec: VectorBackupSpec, world: World, state: State, *, applied: bool = False) -> Draft:
     """Steps of a backup; none for tables of which no row has changed since the newest one."""
     accepted = {item.code: item.reason for item in spec.accept}
-    draft, into = Draft(retention=spec.retention or ""), spec.to.place(job)
+    environment = world.settings.environment
+    draft, into = Draft(retention=spec.retention or ""), spec.to.place(job, environment)
     objects, found = storage(world, into, write=True)
-    earlier, damaged = last_backup(objects, into, "tables" if spec.tables is not None else "collections")
+    form: Literal["tables", "collections"] = "tables" if spec.tables is not None else "collections"
+    earlier, damaged = last_backup(objects, into, form, job, state.lineage)
     draft.notices += [*found, *damaged]
     if spec.tables is not None:
         plan_tables(spec, spec.tables, world, into, objects, earlier, applied, accepted, draft)
     elif spec.collections is not None:
         plan_collections(spec, spec.collections, world, into, earlier, accepted, draft)
+    if draft.steps:  # after the tables: a finding before would keep them from saying that nothing has changed
+        draft.notices += shared(objects, into, job, environment, state.lineage)
     needed = sum(step.estimate.bytes or 0 for step in draft.steps)
     draft.notices += room_problems(objects, into, needed, shared=spec.collections is not None and earlier is not None)
     return draft

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from runner.backups.manifest import Backup
 from runner.clauses.spec import notice
-from runner.documents.catalog import may_create
-from runner.documents.copying import moved
+from runner.documents.catalog import may_create, sequences, triggers
+from runner.documents.constraints import obstacles
+from runner.documents.copying import differs, undecodable
 from runner.documents.postgres import Postgres
 from runner.documents.shape import Described
 from runner.errors import VecrunError
@@ -32,9 +33,14 @@ NO_RIGHT = "VX223"
 HIDDEN_ROWS = "VX224"
 NO_TRUE_TABLE = "VX225"
 CASCADES = "VX226"
+NO_REFILL = "VX227"
+TWICE = "VX228"
+NO_UTF8 = "VX229"
 EMPTIES = "VB109"
+TRIGGERS = "VB113"
 UNCHANGED = "VI132"
 NO_CREATE = "VI134"
+NO_SEQUENCE = "VI135"
 
 
 def plan_tables(
@@ -60,6 +66,9 @@ def plan_tables(
         draft.overview.append(Overview(source=place, target=into.place, facts=_facts(name, described, tables)))
     if len(found) < len(tables.all):
         return
+    draft.notices += [
+        notice(problem, f"{tables.connection}/{name}", accepted) for name, problem in _together(tables, found, postgres)
+    ]
     unchanged = applied and earlier is not None and not _changed(tables, found, postgres, objects, into, earlier)
     if unchanged and earlier is not None and not draft.notices:
         message = f"no row has changed since backup {earlier.id} ({earlier.rows:,} rows), and its files are there"
@@ -78,7 +87,7 @@ def plan_tables(
         message = "readers find nothing there afterwards, until something is loaded"
         for name in tables.emptied:
             draft.notices.append(Notice(code=EMPTIES, message=message, where=f"{tables.connection}/{name}"))
-        draft.notices += _no_way_back(tables, postgres)
+        draft.notices += _no_way_back(tables, postgres) + _side_effects(tables, found, postgres)
 
 
 def _no_way_back(tables: Tables, postgres: Postgres) -> list[Notice]:
@@ -90,6 +99,40 @@ def _no_way_back(tables: Tables, postgres: Postgres) -> list[Notice]:
         "a rollback fills the tables again and makes a table to record it; grant CREATE ON SCHEMA before it is needed"
     )
     return [Notice(code=NO_CREATE, message=message, where=f"schema {schema}") for schema in lacking]
+
+
+def _together(tables: Tables, found: dict[str, Described], postgres: Postgres) -> list[tuple[str, Problem]]:
+    """(name, what is wrong) with tables that can be read each by itself."""
+    problems, known = list[tuple[str, Problem]](), dict[int, str]()
+    for name, item in found.items():
+        if (other := known.setdefault(item.shape.oid, name)) != name:
+            problems.append((name, Problem(TWICE, f"it is the same table as {other}: name it once")))
+        if "select" in item.rights and not item.shape.hidden_rows and (why := undecodable(postgres, item.shape)):
+            problems.append((name, Problem(NO_UTF8, why)))
+    if tables.emptied:
+        with postgres.connect() as connection:
+            blocked = obstacles(connection, [found[name].shape for name in tables.emptied])
+        names = {found[name].shape.qualified: name for name in tables.emptied}
+        problems += [
+            (names[table], Problem(NO_REFILL, f"a rollback could not fill it again: {why}")) for table, why in blocked
+        ]
+    return problems
+
+
+def _side_effects(tables: Tables, found: dict[str, Described], postgres: Postgres) -> list[Notice]:
+    """What else happens when tables are emptied and filled again."""
+    notices = []
+    with postgres.connect() as connection:
+        for name in tables.emptied:
+            shape, where = found[name].shape, f"{tables.connection}/{name}"
+            if fired := triggers(connection, shape):
+                message = f"triggers fire when it is emptied, and when a rollback fills it again: {', '.join(fired)}"
+                notices.append(Notice(code=TRIGGERS, message=message, where=where))
+            for column, sequence, may in sequences(connection, shape):
+                if not may:
+                    message = f"the login may not set {sequence} (column {column.name}): a rollback leaves it as it is"
+                    notices.append(Notice(code=NO_SEQUENCE, message=message, where=where))
+    return notices
 
 
 def _problems(tables: Tables, name: str, described: Described | None, postgres: Postgres) -> list[Problem]:
@@ -152,7 +195,7 @@ def _changed(
         if kept[name].shape is None:
             return f"{name} failed in it"
         with postgres.connect() as connection:
-            if why := moved(connection, kept[name]):
+            if why := differs(connection, kept[name]):
                 return why
     for file, size in earlier.files.items():
         try:

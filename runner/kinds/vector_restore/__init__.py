@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from runner.kinds.vector_restore.lint import ACCEPTABLE, lint
 from runner.kinds.vector_restore.spec import VectorRestoreSpec, connections
 from runner.kinds.vector_restore.steps import plan_steps, recurring
 
-__all__ = ["VectorRestoreSpec", "connections", "plan_steps", "recurring"]
+__all__ = ["ACCEPTABLE", "VectorRestoreSpec", "connections", "lint", "plan_steps", "recurring"]

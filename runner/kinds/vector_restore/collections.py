@@ -30,10 +30,12 @@ def plan_collections(
     known = [item.name for item in backup.collections]
     same = all(item.store == target.type for item in backup.collections)
     merge = wanted.if_not_empty == "merge"
-    how = How(wanted.verify, wanted.batch_size, accepted, merge=merge, keep_names=same)
+    how = How(
+        wanted.verify, wanted.batch_size, accepted, merge=merge, keep_names=same, or_else="; or say if_not_empty: merge"
+    )
     for rule in wanted.rules:
         matching = [name for name in known if fnmatch.fnmatchcase(name, rule.from_) and name not in names]
-        if rule.from_ in known:
+        if rule.from_ in known and rule.from_ != "*":  # which always means all, also where a collection is called so
             matching = [rule.from_] if rule.from_ not in names else []
         elif not matching and rule.from_ not in names and not (rule.from_ == "*" and known):
             where = f"{rule.from_!r} in backup {backup.id} of {folder}"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from runner.backups import manifest
 from runner.backups.manifest import Backup
-from runner.clauses.backups import storage
+from runner.clauses.backups import SHARED, future, origins, storage
 from runner.errors import NotFound, Permanent, VecrunError
 from runner.kinds import Draft
 from runner.kinds.vector_restore.collections import plan_collections
 from runner.kinds.vector_restore.spec import From, VectorRestoreSpec
 from runner.kinds.vector_restore.tables import plan_tables
 from runner.objects.storage import Objects
-from runner.plan import BackupFolder, CheckBackup, Notice
+from runner.plan import BackupFolder, CheckBackup, Fact, Notice
 from runner.state import State
 from runner.world import World
 
@@ -57,6 +57,9 @@ def plan_steps(job: str, spec: VectorRestoreSpec, world: World, state: State, *,
     )  # fmt: skip
     draft.steps.insert(0, check)
     draft.notices += _gone(objects, source, backup, names)
+    draft.notices += _others(objects, source, backup, world.settings.environment)
+    told = Fact(label="backup", before=f"{backup.id} of {backup.origin}")
+    draft.overview = [item.model_copy(update={"facts": (*item.facts, told)}) for item in draft.overview]
     return draft
 
 
@@ -75,23 +78,51 @@ def _chosen(objects: Objects, source: BackupFolder, given: From) -> tuple[Backup
             "There is no whole backup", f"in {source}", f"vecrun backup list {source.connection}:{source.folder}"
         )
     found = list[Notice]()
-    there = manifest.ids(objects, given.folder)
-    if there[-1] != newest.id:
-        message = f"newer ones are not whole: {', '.join(one for one in there if one > newest.id)}"
+    found += future(objects, source)
+    newer = [one for one in manifest.ids(objects, given.folder) if one > newest.id and not manifest.ahead(one)]
+    if newer:
+        message = f"newer ones are not whole: {', '.join(newer)}"
         found.append(Notice(code=NOT_NEWEST, message=message, where=f"backup {newest.id}"))
-    if newest.rows == 0 and (older := _holding(objects, given.folder)):
-        message = (
-            f"the newest backup holds nothing; the newest that does is {older}. Name it: from: {{backup: {older!r}}}"
-        )
+    for older, names in _holding(objects, given.folder, newest).items():
+        what = "the newest backup holds nothing" if not newest.rows else f"it holds nothing of {', '.join(names)}"
+        message = f"{what}; the newest that does is {older}. Name it: from: {{backup: {older!r}}}"
         found.append(Notice(code=EMPTY, message=message, where=f"backup {newest.id}"))
     return newest, found
 
 
-def _holding(objects: Objects, folder: str) -> str:
-    for item in manifest.newest_first(objects, folder):
-        if isinstance(item, Backup) and item.whole and item.rows:
-            return item.id
-    return ""
+def _holding(objects: Objects, folder: str, newest: Backup) -> dict[str, list[str]]:
+    """Older backup -> tables and collections that it is the newest to hold anything of; those that are empty in `newest`."""
+    empty = {item.table for item in newest.tables} | {f"{one.connection}/{one.name}" for one in newest.collections}
+    empty -= set(newest.holding)
+    found: dict[str, list[str]] = {}
+    for item in manifest.newest_first(objects, folder, present=True) if empty else ():
+        if (
+            isinstance(item, Backup)
+            and item.whole
+            and item.origin == newest.origin
+            and (held := empty & {*item.holding})
+        ):
+            found[item.id] = sorted(held)
+            empty -= held
+        if not empty:
+            break
+    return found
+
+
+def _others(objects: Objects, source: BackupFolder, backup: Backup, environment: str) -> list[Notice]:
+    """Whether the folder is one of several jobs, or of another environment: the backup may not be the one that is meant."""
+    others = [
+        f"{name} of job {job}, environment {env or '(none)'}"
+        for (job, env, line), name in origins(objects, source).items()
+        if (job, env) != (backup.job, backup.environment) or (line and backup.lineage and line != backup.lineage)
+    ]
+    elsewhere = bool(backup.lineage) and backup.environment != environment
+    if not others and not elsewhere:
+        return []
+    message = f"it is of job {backup.job}, environment {backup.environment or '(none)'}"
+    if others:
+        message += f"; the folder has backups of others, too: {'; '.join(others)}"
+    return [Notice(code=SHARED, message=message, where=f"backup {backup.id}")]
 
 
 def _everything(backup: Backup, names: list[str]) -> bool:

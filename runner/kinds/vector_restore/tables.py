@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from runner.backups.manifest import Backup, TableFile
+from runner.documents.catalog import sequences
 from runner.documents.fitting import Filling
 from runner.documents.loading import look
+from runner.documents.making import not_made
 from runner.documents.postgres import Postgres
 from runner.documents.shape import Described
 from runner.errors import NotFound, Permanent
@@ -19,6 +21,8 @@ from runner.world import World
 FAILED = "VX231"
 CANNOT_BE_FILLED = "VX232"
 REPLACES = "VB110"
+NO_SEQUENCE = "VI135"
+NOT_MADE = "VI143"
 
 
 def plan_tables(
@@ -44,6 +48,10 @@ def plan_tables(
             )
             message = f"rows that are there: {there.rows:,}. They {done}; all stand in {undo[-1][1]} until the rollback expires"
             draft.notices.append(Notice(code=REPLACES, message=message, where=str(place)))
+        if there is None and wanted.create and file.shape is not None and (less := not_made(file.shape)):
+            draft.notices.append(Notice(code=NOT_MADE, message="; ".join(less), where=str(place)))
+        if there is not None:
+            draft.notices += _fixed_sequences(postgres, there, str(place))
         draft.world.append(
             Observed(
                 place=place, role="table", count=there.rows if there is not None else None,
@@ -60,6 +68,17 @@ def plan_tables(
     draft.steps.append(step)
     draft.notices += _obstacle(postgres, step, backup)
     return [name for name, _to in pairs]
+
+
+def _fixed_sequences(postgres: Postgres, there: Described, where: str) -> list[Notice]:
+    """Sequences that do not go on after the largest value, because the login may not set them."""
+    with postgres.connect() as connection:
+        fixed = [(column.name, name) for column, name, may in sequences(connection, there.shape) if not may]
+    hint = "it stays as it is, so new rows may get numbers that are there: grant SELECT and UPDATE on it"
+    return [
+        Notice(code=NO_SEQUENCE, message=f"the login may not set {name} (column {column}): {hint}", where=where)
+        for column, name in fixed
+    ]
 
 
 def _pairs(wanted: Tables, backup: Backup) -> list[tuple[str, str]]:
