@@ -130,6 +130,9 @@ def with_result(text: str, results: Sequence[Result], limit: int = WITH_RESULT) 
     errors = [line for item in failed for line in ("", f"**{cell(item.job)}**", "", quote(item.error))]
     first, _, rest = text.partition("\n")
     title, _, rest = rest.partition("\n")
+    if not failed and not going:
+        title = title.replace(" to apply", " applied")
+    lines += ["", "What follows is the plan as it was shown before."]
     room = limit - length(text) - length(closing) - 10
     said = first_lines(redact("\n".join([*lines, *errors])), room)
     return "\n".join([first, title, "", said, "", closing, "", rest.lstrip("\n")])
