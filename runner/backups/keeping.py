@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
-from runner.backups.manifest import Backup
+from runner.backups.manifest import AHEAD, Backup, moment
 from runner.plan import Keep
 from runner.settings import duration_seconds
 
@@ -33,27 +33,26 @@ class Kept:
     at: datetime  # UTC
     whole: bool
     rows: int
+    holding: tuple[str, ...] = ()  # tables and collections with rows
 
     @classmethod
-    def of(cls, backup: Backup) -> Kept:
-        """A backup as its manifest tells it."""
-        return cls(backup.id, moment(backup.id), backup.whole, backup.rows)
-
-
-def moment(backup: str) -> datetime:
-    """When a backup was made, by its id."""
-    return datetime.strptime(backup, "%Y%m%d_%H%M%S").replace(tzinfo=UTC)
+    def of(cls, backup: Backup, *, damaged: bool = False) -> Kept:
+        """A backup as its manifest tells it. `damaged`: its files are not, so it is not whole."""
+        return cls(backup.id, moment(backup.id), backup.whole and not damaged, backup.rows, backup.holding)
 
 
 def decide(backups: Iterable[Kept], keep: Keep | None, now: datetime) -> dict[str, tuple[str, ...]]:
     """id -> why it stays; () for one that can go. Without any rule everything stays.
 
-    The newest whole backup stays, and the newest whole one that holds rows. One that is not whole counts for no rule and
-    can go as soon as a newer one is whole, but not within its first hour.
+    The newest whole backup stays, and for each table and each collection the newest whole one that holds rows of it. One
+    that is not whole counts for no rule and can go as soon as a newer one is whole, but not within its first hour. One of
+    the future counts for no rule and stays: the clock was wrong, and nobody knows when it was made.
     """
-    newest_first = sorted(backups, key=lambda item: item.at, reverse=True)
+    every = sorted(backups, key=lambda item: item.at, reverse=True)
+    newest_first = [item for item in every if item.at <= now + AHEAD]
+    ahead = {item.id: ("its time is in the future",) for item in every if item.at > now + AHEAD}
     if keep is None or not any(keep.model_dump().values()):
-        return {item.id: ("no rule says what can go",) for item in newest_first}
+        return {item.id: ("no rule says what can go",) for item in every}
     why: dict[str, list[str]] = {item.id: [] for item in newest_first}
     whole = [item for item in newest_first if item.whole]
     for item in whole[: keep.last or 0]:
@@ -71,11 +70,15 @@ def decide(backups: Iterable[Kept], keep: Keep | None, now: datetime) -> dict[st
                 why[item.id].append("within")
     for item in whole[:1]:
         why[item.id].append("newest")
-    for item in [item for item in whole if item.rows][:1]:
-        why[item.id].append("newest that holds rows")
+    seen = set[str]()
+    for item in whole:
+        new = [name for name in item.holding or (("",) if item.rows else ()) if name not in seen]
+        if new:
+            why[item.id].append(f"newest that holds rows of {', '.join(new)}" if seen else "newest that holds rows")
+            seen.update(new, item.holding)
     for item in newest_first:
         if not item.whole and item.at > now - AT_WORK:
             why[item.id].append("less than an hour old")
         elif not item.whole and (not whole or item.at > whole[0].at):
             why[item.id].append("no newer one is whole")
-    return {name: tuple(reasons) for name, reasons in why.items()}
+    return ahead | {name: tuple(reasons) for name, reasons in why.items()}

@@ -17,8 +17,8 @@ NO_STORAGE_RIGHT = "VX220"
 NO_ROOM = "VX221"
 LITTLE_ROOM = "VI130"
 UNREADABLE = "VI131"
-SHARED = "VB113"
-FUTURE = "VI143"
+SHARED = "VB114"
+FUTURE = "VI144"
 #: Backups whose manifests are read to see whose a folder is.
 _LOOKED_AT = 10
 
@@ -39,7 +39,7 @@ def last_backup(
     objects: Objects, folder: BackupFolder, form: Literal["tables", "collections"], job: str, lineage: str
 ) -> tuple[Backup | None, list[Notice]]:
     """The job's newest whole backup of this form that can be read, and which newer ones cannot."""
-    found = future(objects, folder)
+    found = list[Notice]()
     for item in manifest.newest_first(objects, folder.folder, present=True):
         if isinstance(item, VecrunError):
             message = f"an earlier backup cannot be read and is left alone: {item.summary}: {item.detail}"

@@ -100,7 +100,9 @@ def backups_of(
         if not isinstance(step, BackUpTables | SealBackup):
             continue
         objects, folder = world.objects(step.into.connection), step.into.folder
-        source = step.connection if isinstance(step, BackUpTables) else next((one.connection for one in step.sources), "")
+        source = (
+            step.connection if isinstance(step, BackUpTables) else next((one.connection for one in step.sources), "")
+        )
         told: dict[str, Any] = {"from": source, "to": str(step.into), "mode": "backup", "compared": 0}
         try:
             one = manifest.of_run(objects, folder, run)
@@ -175,7 +177,9 @@ def _listed(objects: Objects, folder: str, name: str) -> Listed:
     except (manifest.DamagedBackup, NotFound) as exc:
         return Listed(name, "", problem=str(exc))
     size = sum(one.files.values())
-    return Listed(name, manifest.moment(name).isoformat(), one.form, one.rows, size, len(one.files), one.whole, one.job, one.run)
+    return Listed(
+        name, manifest.moment(name).isoformat(), one.form, one.rows, size, len(one.files), one.whole, one.job, one.run
+    )
 
 
 @contextmanager

@@ -6,6 +6,7 @@ with its schema.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, get_args
 
 from runner.documents.shape import Column, Constraint, Described, Reference, Right, Shape, quoted
@@ -25,14 +26,24 @@ _TABLE = """
 SELECT c.oid, d.oid, n.nspname, c.relname, row_security_active(c.oid),
        CASE WHEN c.relkind = 'p' THEN 'partitioned table'
             WHEN c.relkind = 'r' AND NOT EXISTS (SELECT FROM pg_inherits i WHERE i.inhparent = c.oid) THEN 'table'
-            ELSE 'other' END
+            ELSE 'other' END, c.relpersistence = 'u'
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace, pg_database d
 WHERE n.nspname = %s AND c.relname = %s AND c.relkind IN ('r', 'p', 'v', 'm', 'f') AND d.datname = current_database()
 """
 _COLUMNS = """
 SELECT a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull, pg_get_expr(e.adbin, e.adrelid),
-       a.attgenerated <> '', a.attidentity::text
-FROM pg_attribute a LEFT JOIN pg_attrdef e ON e.adrelid = a.attrelid AND e.adnum = a.attnum
+       a.attgenerated <> '', a.attidentity::text, a.attnum,
+       CASE WHEN a.attcollation <> t.typcollation THEN coalesce(
+         (SELECT format('%%I.%%I', n.nspname, o.collname) FROM pg_collation o JOIN pg_namespace n ON n.oid = o.collnamespace
+          WHERE o.oid = a.attcollation), '') ELSE '' END,
+       CASE WHEN a.attidentity <> '' THEN coalesce(
+         (SELECT format('START WITH %%s INCREMENT BY %%s MINVALUE %%s MAXVALUE %%s CACHE %%s%%s', q.seqstart, q.seqincrement,
+                        q.seqmin, q.seqmax, q.seqcache, CASE WHEN q.seqcycle THEN ' CYCLE' ELSE '' END)
+          FROM pg_depend d JOIN pg_sequence q ON q.seqrelid = d.objid
+          WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass AND d.refobjid = a.attrelid
+            AND d.refobjsubid = a.attnum AND d.deptype = 'i'), '') ELSE '' END
+FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+LEFT JOIN pg_attrdef e ON e.adrelid = a.attrelid AND e.adnum = a.attnum
 WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum
 """
 _CONSTRAINTS = """
@@ -60,6 +71,12 @@ WHERE o.contype = 'f' AND o.conparentid = 0 AND o.confrelid IN (SELECT oid FROM 
   AND o.conrelid NOT IN (SELECT oid FROM tree) ORDER BY 1, 2, 3
 """
 
+_TRIGGERS = """
+SELECT DISTINCT t.tgname FROM pg_trigger t
+WHERE (t.tgrelid = %(oid)s::oid OR t.tgrelid IN (SELECT relid FROM pg_partition_tree(%(oid)s::oid::regclass)))
+  AND NOT t.tgisinternal AND t.tgenabled <> 'D' AND t.tgtype::int & (4 | 32) <> 0 ORDER BY 1
+"""
+
 
 def shape(connection: Connection, schema: str, table: str, *, counted: bool = False) -> Shape | None:
     """The table, view or foreign table of exactly these names; None when there is none. `counted`: also the rows of tables
@@ -67,12 +84,17 @@ def shape(connection: Connection, schema: str, table: str, *, counted: bool = Fa
     found = connection.execute(_TABLE, (schema, table)).fetchone()
     if found is None:
         return None
-    oid, database, _schema, _name, hidden, relation = found
+    oid, database, _schema, _name, hidden, relation, unlogged = found
     return Shape(
         schema_name=schema, name=table, oid=oid, database=database, hidden_rows=hidden, relation=relation,
+        unlogged=unlogged,
         columns=tuple(
-            Column(name=name, type=kind, not_null=strict, default=default, generated=made, identity=_IDENTITY[identity])
-            for name, kind, strict, default, made, identity in connection.execute(_COLUMNS, (oid,))
+            Column(
+                name=name, type=kind, not_null=strict, default=default, generated=made, identity=_IDENTITY[identity],
+                number=number, collation=collation, counting=counting,
+            )
+            for name, kind, strict, default, made, identity, number, collation, counting
+            in connection.execute(_COLUMNS, (oid,))
         ),
         constraints=tuple(
             Constraint(name=name, kind=_KINDS[kind], definition=text, columns=tuple(columns), references=references)
@@ -112,6 +134,43 @@ def _count(connection: Connection, table: str) -> int:
     row = connection.execute(f"SELECT count(*) FROM {table}").fetchone()  # noqa: S608
     assert row is not None
     return int(row[0])
+
+
+def owns(connection: Connection, table: Shape) -> bool:
+    """Whether this login may alter the table."""
+    query = "SELECT pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid = %s"
+    row = connection.execute(query, (table.oid,)).fetchone()
+    return row is not None and bool(row[0])
+
+
+def triggers(connection: Connection, table: Shape) -> tuple[str, ...]:
+    """Triggers of the user's own that fire when rows come or the table is emptied, partitions included."""
+    rows = connection.execute(_TRIGGERS, {"oid": table.oid}).fetchall()
+    return tuple(name for (name,) in rows)
+
+
+#: The next value of a sequence, as a default writes it.
+NEXT = re.compile(r"nextval\('((?:[^']|'')*)'::regclass\)")
+
+
+def sequences(connection: Connection, table: Shape) -> list[tuple[Column, str, bool]]:
+    """(column, the sequence that it counts by, whether this login may read and set it) of each column that counts."""
+    found = []
+    for column in table.columns:
+        row = connection.execute("SELECT pg_get_serial_sequence(%s, %s)", (table.sql, column.name)).fetchone()
+        name = None if row is None else row[0]
+        if name is None and (match := NEXT.fullmatch(column.default or "")):
+            name = match[1].replace("''", "'")
+        if name is None:
+            continue
+        query = (
+            "SELECT has_sequence_privilege(c.oid, 'SELECT') AND has_sequence_privilege(c.oid, 'UPDATE')"
+            " AND has_schema_privilege(c.relnamespace, 'USAGE') FROM pg_class c WHERE c.oid = to_regclass(%s)"
+        )
+        held = connection.execute(query, (name,)).fetchone()
+        if held is not None:
+            found.append((column, name, bool(held[0])))
+    return found
 
 
 def csv_bytes(connection: Connection, table: Shape, count: int) -> int:

@@ -4,7 +4,7 @@ of connections that share it. What goes through is counted and hashed on the way
 What is exact: every value, as the text that its type writes under the settings of `Postgres`, which is the text that the
 same type reads back. Floating-point numbers and vectors of pgvector have as many digits as they need to come back bit for
 bit, times are in UTC, money is in the notation of the locale C. NULL is an empty field, an empty text is `""`. The
-encoding is UTF-8; a database in SQL_ASCII gives the bytes it has.
+encoding is UTF-8; a database in SQL_ASCII gives the bytes it has, and those that are no UTF-8 are refused.
 """
 
 from __future__ import annotations
@@ -82,6 +82,7 @@ def snapshot(postgres: Postgres, tables: Sequence[str]) -> Iterator[Snapshot]:
     with postgres.connect() as connection:
         connection.isolation_level, connection.read_only = IsolationLevel.REPEATABLE_READ, True
         with connection.transaction():
+            _without_haste(connection)
             connection.execute(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'")
             # before the snapshot, which does not protect from TRUNCATE
             failed = [_lock(postgres, connection, table) for table in tables]
@@ -92,6 +93,11 @@ def snapshot(postgres: Postgres, tables: Sequence[str]) -> Iterator[Snapshot]:
                 for table, error in zip(tables, failed, strict=True)
             )  # fmt: skip
             yield Snapshot(row[0], catalog.server(connection), tuple(sources), connection, threading.Lock())
+
+
+def _without_haste(connection: Connection) -> None:
+    """Who holds a snapshot waits for others, and stops nobody from reading and writing."""
+    connection.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
 
 
 def _lock(postgres: Postgres, connection: Connection, table: str) -> VecrunError | None:
@@ -140,6 +146,7 @@ def reader(postgres: Postgres, shared: Snapshot, table: Shape) -> Iterator[Conne
         connection.isolation_level, connection.read_only = psycopg.IsolationLevel.REPEATABLE_READ, True
         with connection.transaction():
             connection.execute(f"SET TRANSACTION SNAPSHOT '{shared.name}'")
+            _without_haste(connection)
             if _locked(connection, table):
                 yield connection
                 return
@@ -185,6 +192,34 @@ def csv(
         tally.rows, tally._sum = messages, total
 
 
+def decoded(postgres: Postgres, table: Shape) -> None:
+    """Read a table of a database in SQL_ASCII, where there may be any bytes. NotUnicode when some are no text."""
+    with postgres.connect() as connection:
+        if connection.info.parameter_status("server_encoding") == "SQL_ASCII":
+            tally(connection, table, table.sql)
+
+
+def tally(
+    connection: Connection, columns: Shape, source: str, check: Callable[[], None] = lambda: None
+) -> Tally:  # fmt: skip
+    """Rows and their digest as a backup would have them, of what stands behind FROM."""
+    found = Tally()
+    for _piece in csv(connection, f"SELECT {columns.columns_sql} FROM {source}", found, check):  # noqa: S608
+        pass
+    return found
+
+
+def differs(connection: Connection, kept: Kept) -> str:
+    """Why a table does not hold the rows that a backup has of it, by their content as well; empty when it does. For a database
+    that was put back to an earlier state, and has come to the same versions of rows again."""
+    if why := moved(connection, kept):
+        return why
+    assert kept.shape is not None
+    if tally(connection, kept.shape, kept.shape.sql).rows_digest != kept.rows_digest:
+        return f"{kept.table}: as many rows as in the backup, with another content"
+    return ""
+
+
 def _hand_on(tally: Tally, waiting: Sequence[bytes | bytearray | memoryview]) -> bytes:
     piece = b"".join(waiting)
     tally._whole.update(piece)
@@ -206,6 +241,9 @@ class Kept(Protocol):
 
     @property
     def snapshot(self) -> str: ...
+
+    @property
+    def rows_digest(self) -> str: ...
 
 
 def versions(connection: Connection, table: Shape) -> str:

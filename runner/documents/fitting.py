@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from runner.documents.catalog import may_create, rights, rows, shape
-from runner.documents.shape import Column, Constraint, Shape, quoted
+from runner.documents.constraints import circle, parents
+from runner.documents.shape import Column, Shape, quoted
 from runner.errors import NotFound, Permanent
 from runner.plan import LoadTables
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 #: A name in SQL, with its schema.
 _NAME = r'(?:"(?:[^"]|"")*"|[\w$]+)'
 _SCHEMA = re.compile(rf"^{_NAME}\.")
-_QUOTED = re.compile(r'"(?:[^"]|"")*"')
 
 
 @dataclass(frozen=True)
@@ -226,31 +226,18 @@ def _refuse_keyless(step: LoadTables, found: list[Target]) -> None:
 
 
 def _ordered(found: list[Target]) -> list[Target]:
-    """Parents before children. A foreign key that can be deferred binds nobody."""
-    names = {target.qualified for target in found}
-
-    def parents(target: Target) -> set[str]:
-        if target.here is None:  # its foreign keys come after the data
-            return set()
-        bound = (item for item in target.here.constraints if item.kind == "foreign key" and not deferrable(item))
-        keys = {item.references for item in bound}
-        return {name for name in keys if name in names and name != target.qualified}
-
+    """Parents before children. Permanent when there is no such order."""
+    # the foreign keys of a table that is to be made come after the data
+    needs = {target.qualified: set() if target.here is None else parents(target.here) for target in found}
+    if stuck := circle(needs):
+        raise Permanent(
+            "Tables refer to each other in a circle", ", ".join(stuck), "Make one of the foreign keys DEFERRABLE"
+        )
     done: list[Target] = []
     waiting = list(found)
     while waiting:
-        placed = {target.qualified for target in done}
-        ready = [target for target in waiting if parents(target) <= placed]
-        if not ready:
-            raise Permanent(
-                "Tables refer to each other in a circle", ", ".join(target.qualified for target in waiting),
-                "Make one of the foreign keys DEFERRABLE",
-            )  # fmt: skip
+        left = {target.qualified for target in waiting}
+        ready = [target for target in waiting if not needs[target.qualified] & left]
         done += ready
         waiting = [target for target in waiting if target not in ready]
     return done
-
-
-def deferrable(item: Constraint) -> bool:
-    """Whether a constraint can wait until the end of a transaction."""
-    return "DEFERRABLE" in _QUOTED.sub("", item.definition).replace("NOT DEFERRABLE", "").split()

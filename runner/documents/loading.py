@@ -9,7 +9,6 @@ the commit is the last thing that happens, and with it stands what was there bef
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING
@@ -18,19 +17,18 @@ import psycopg
 
 from runner import crash
 from runner.documents.catalog import rows as count_rows
-from runner.documents.catalog import shape
-from runner.documents.copying import Tally, csv, versions
+from runner.documents.catalog import sequences, shape
+from runner.documents.constraints import lifted
+from runner.documents.copying import Tally, tally, versions
 from runner.documents.fitting import Filling, Target, targets
 from runner.documents.loaded import Loaded, Loads, lock, one, patient
 from runner.documents.making import complete, make
-from runner.documents.shape import Shape, quoted
+from runner.documents.shape import quoted
 from runner.errors import Permanent, VerificationFailed
 from runner.plan import LoadTables
 
 if TYPE_CHECKING:
     from runner.documents.postgres import Connection, Postgres
-
-_SEQUENCE = re.compile(r"nextval\('((?:[^']|'')*)'::regclass\)")
 
 Guard = Callable[[], AbstractContextManager[object]]
 
@@ -94,16 +92,18 @@ def _fill(
     if step.existing == "replace" and any(target.rows for target in ordered):
         connection.execute(f"TRUNCATE {', '.join(target.sql for target in ordered if target.here is not None)}")
         replaced = {target.filling.table: target.rows for target in ordered}
-    for target in ordered:
-        said(f"loading {target.qualified}: {target.filling.rows:,} rows")
-        if target.here is None:
-            make(connection, target)
-        if _merged(step, target):
-            replaced[target.filling.table] = _merge(connection, target)
-        else:
-            _copy_in(connection, target, target.sql)
-        _count_on(connection, target)
-    connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
+    with lifted(connection, [target.here for target in ordered if target.here is not None]):
+        for target in ordered:
+            said(f"loading {target.qualified}: {target.filling.rows:,} rows")
+            for text in make(connection, target) if target.here is None else ():
+                said(text)
+            if _merged(step, target):
+                replaced[target.filling.table] = _merge(connection, target)
+            else:
+                _copy_in(connection, target, target.sql)
+            for text in _count_on(connection, target):
+                said(text)
+        connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
     for text in complete(connection, ordered):
         said(text)
     crash.point(step.type, "loaded")
@@ -154,7 +154,9 @@ def _merge(connection: Connection, target: Target) -> int:
     _copy_in(connection, target, beside)
     connection.execute(f"ANALYZE {beside}")
     known = int(one(connection, f"SELECT count(*) FROM {_of_backup(target)}"))
-    rest = [name for name in given.copied if name not in key]
+    # the server refuses to set an identity that it gives always: where it is another one, the comparison finds that
+    fixed = {*key, *(item.name for item in target.here.columns if item.identity == "always")}
+    rest = [name for name in given.copied if name not in fixed]
     values = ", ".join(f"{quoted(name)} = EXCLUDED.{quoted(name)}" for name in rest)
     connection.execute(
         f"INSERT INTO {target.sql} ({given.columns_sql}) OVERRIDING SYSTEM VALUE "
@@ -177,17 +179,20 @@ def _of_backup(target: Target) -> str:
     return f"{target.sql} AS t WHERE EXISTS (SELECT FROM {_beside(target)} AS b WHERE {key})"
 
 
-def _count_on(connection: Connection, target: Target) -> None:
-    """Sequences go on after the largest value, and never back. What a sequence gave stays given when this is rolled back."""
+def _count_on(connection: Connection, target: Target) -> list[str]:
+    """Sequences go on after the largest value, and never back. What a sequence gave stays given when this is rolled back.
+    What is to be told of those that the login may not set."""
+    left = []
     looks = target.here or shape(connection, target.schema, target.name)
     assert looks is not None
-    for column in looks.columns:
-        sequence = one(connection, "SELECT pg_get_serial_sequence(%s, %s)", (target.sql, column.name))
-        if sequence is None and (match := _SEQUENCE.fullmatch(column.default or "")):
-            sequence = match[1].replace("''", "'")
-        if sequence is None:
+    for column, sequence, may in sequences(connection, looks):
+        if not may:
+            left.append(f"{target.qualified}.{column.name}: the login may not set {sequence}, which stays as it is")
             continue
-        largest = f"SELECT max({quoted(column.name)}) AS largest FROM {target.sql}"
+        value = quoted(column.name)
+        if column.type not in ("smallint", "integer", "bigint"):  # what is no whole number, the sequence did not give
+            value = f"CASE WHEN {value}::text ~ '^-?[0-9]{{1,18}}$' THEN {value}::text::bigint END"
+        largest = f"SELECT max({value}) AS largest FROM {target.sql}"
         of = f"FROM ({largest}) t, {sequence} s, pg_sequence p".replace("%", "%%")
         connection.execute(
             f"SELECT setval(%s::regclass, t.largest) {of} WHERE p.seqrelid = %s::regclass AND p.seqincrement > 0 "
@@ -195,6 +200,7 @@ def _count_on(connection: Connection, target: Target) -> None:
             "AND (t.largest > s.last_value OR t.largest = s.last_value AND NOT s.is_called)",
             (sequence, sequence),
         )
+    return left
 
 
 def _compared(
@@ -206,10 +212,14 @@ def _compared(
     wanted = target.filling
     held = tally(connection, wanted.shape, _of_backup(target) if merged else target.sql, check)
     if wrong := _difference(wanted, held):
+        hint = (
+            "A trigger or rule of the table that changes or drops rows is the usual cause: disable it for the restore"
+        )
+        if merged and any(item.identity == "always" and item.name not in here.primary_key for item in here.columns):
+            hint += ". A merge leaves an identity column that is no part of the key as it is: if_not_empty: replace does not"
         raise VerificationFailed(
-            "A table does not hold what the backup does", f"{target.qualified}: {wrong}. Nothing was changed",
-            "A trigger or rule of the table that changes or drops rows is the usual cause: disable it for the restore",
-        )  # fmt: skip
+            "A table does not hold what the backup does", f"{target.qualified}: {wrong}. Nothing was changed", hint
+        )
     return Loaded(
         backup=wanted.backup,
         table=wanted.table, schema_name=target.schema, name=target.name, oid=here.oid, undo=undo,
@@ -244,16 +254,6 @@ def differences(
     return found
 
 
-def tally(
-    connection: Connection, columns: Shape, source: str, check: Callable[[], None] = lambda: None
-) -> Tally:  # fmt: skip
-    """Rows and their digest as a backup would have them, of what stands behind FROM."""
-    found = Tally()
-    for _piece in csv(connection, f"SELECT {columns.columns_sql} FROM {source}", found, check):
-        pass
-    return found
-
-
 @contextmanager
 def _told() -> Iterator[None]:
     """Refusals that have to do with the rows, in words that help."""
@@ -262,9 +262,11 @@ def _told() -> Iterator[None]:
     except psycopg.IntegrityError as exc:
         where = f"{exc.diag.schema_name}.{exc.diag.table_name}: {exc.diag.constraint_name or exc.diag.column_name}"
         summary, hint = "Rows of the backup do not fit a constraint", "Change the table to what it was"
+        if isinstance(exc, psycopg.errors.CheckViolation | psycopg.errors.ForeignKeyViolation):
+            hint += ". Where the constraint is NOT VALID, load as the owner of the table, or validate it first"
         if isinstance(exc, psycopg.errors.ForeignKeyViolation):
             summary = "Rows of the backup refer to rows that are not there"
-            hint = "Restore the table that they refer to as well"
+            hint = f"Restore the table that they refer to as well. {hint}"
         elif isinstance(exc, psycopg.errors.UniqueViolation | psycopg.errors.ExclusionViolation):
             summary = "Rows of the backup collide with other rows"
             hint = "Say if_not_empty: replace, or remove the rows that are in the way"

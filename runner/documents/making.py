@@ -1,7 +1,8 @@
 """Making a table that a backup describes: columns first, and what costs time on full tables after the data.
 
-Columns keep their types, NOT NULL and defaults. A column that counted by a sequence gets a sequence of its own. Names of
-constraints and indexes are kept where they are free; elsewhere, and in a table of another name, PostgreSQL chooses them.
+Columns keep their types, collations, NOT NULL and defaults. A column that counted by a sequence gets a sequence of its own; a
+default that reckons with a sequence which is not here is left out, and that is told. Names of constraints and indexes are
+kept where they are free; elsewhere, and in a table of another name, PostgreSQL chooses them.
 """
 
 # Names in SQL are quoted by shape.quoted(); types, defaults and definitions were written by PostgreSQL itself.
@@ -9,12 +10,14 @@ constraints and indexes are kept where they are free; elsewhere, and in a table 
 from __future__ import annotations
 
 import re
+import uuid
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from runner.documents.catalog import NEXT
 from runner.documents.fitting import Target, type_here
 from runner.documents.loaded import one
-from runner.documents.shape import Column, Constraint, quoted
+from runner.documents.shape import Column, Constraint, Shape, quoted
 from runner.errors import Permanent
 
 if TYPE_CHECKING:
@@ -28,10 +31,65 @@ _INDEX = re.compile(rf"CREATE (UNIQUE )?INDEX ({_NAME}) ON (?:ONLY )?{_QUALIFIED
 _SERIAL = {"smallint": "smallserial", "integer": "serial", "bigint": "bigserial"}
 
 
-def make(connection: Connection, target: Target) -> None:
-    """The table with its columns, empty, without constraints."""
+def make(connection: Connection, target: Target) -> list[str]:
+    """The table with its columns, empty, without constraints. What is told of defaults that are left out."""
     columns = ", ".join(_column(connection, item) for item in target.filling.shape.columns)
     connection.execute(f"CREATE TABLE {target.sql} ({columns})")
+    left_out = []
+    for item in target.filling.shape.columns:
+        if _plain(item) or (item.type in _SERIAL and _counted(item)):
+            continue
+        if _counted(item):
+            sequence = _new_sequence(connection, target, item)
+            text = sequence.replace("'", "''")
+            default = f"nextval('{text}'::regclass)"
+        else:
+            default = item.default or ""
+            if lacking := [name for name in _sequences(default) if not _there(connection, name)]:
+                text = f"{target.qualified}.{item.name} is made without its default {default}: there is no {', '.join(lacking)}"
+                left_out.append(text)
+                continue
+        connection.execute(f"ALTER TABLE {target.sql} ALTER COLUMN {quoted(item.name)} SET DEFAULT {default}")
+    return left_out
+
+
+def not_made(shape: Shape) -> list[str]:
+    """What a table of a backup was that one which is made is not."""
+    found = ["it is made as a plain table, not partitioned"] if shape.relation == "partitioned table" else []
+    found += ["it is made as a logged table"] if shape.unlogged else []
+    for item in shape.columns:
+        if not _plain(item) and not _counted(item):
+            found.append(f"column {item.name} has its default {item.default} only where there are such sequences")
+    return found
+
+
+def _new_sequence(connection: Connection, target: Target, item: Column) -> str:
+    """A sequence of its own for a column, named like that of a serial one where this name is free."""
+    usual = f"{target.name[:20]}_{item.name[:20]}_seq"
+    names = (usual, f"{uuid.uuid4().hex[:12]}_seq")
+    sequence = next(
+        found for name in names if not _there(connection, found := f"{quoted(target.schema)}.{quoted(name)}")
+    )
+    connection.execute(f"CREATE SEQUENCE {sequence} OWNED BY {target.sql}.{quoted(item.name)}")
+    return sequence
+
+
+def _counted(item: Column) -> bool:
+    """Whether the default is the next value of a sequence, and nothing else."""
+    return NEXT.fullmatch(item.default or "") is not None
+
+
+def _plain(item: Column) -> bool:
+    """Whether the column has no default that needs a sequence."""
+    return item.generated or item.default is None or "nextval(" not in item.default
+
+
+def _sequences(default: str) -> list[str]:
+    return [name.replace("''", "'") for name in NEXT.findall(default)]
+
+
+def _there(connection: Connection, sequence: str) -> bool:
+    return bool(one(connection, "SELECT to_regclass(%s) IS NOT NULL", (sequence,)))
 
 
 def complete(connection: Connection, targets: Sequence[Target]) -> list[str]:
@@ -67,13 +125,16 @@ def _refer(target: Target, item: Constraint, to: str) -> str:
 
 def _column(connection: Connection, item: Column) -> str:
     written = type_here(connection, item.type) or item.type
-    counted = (item.default or "").startswith("nextval(")
-    parts = [quoted(item.name), _SERIAL[item.type] if counted and item.type in _SERIAL else written]
+    parts = [quoted(item.name), _SERIAL[item.type] if _counted(item) and item.type in _SERIAL else written]
+    if item.collation:
+        parts.append(f"COLLATE {item.collation}")
     if item.generated:
         parts.append(f"GENERATED ALWAYS AS ({item.default}) STORED")
     elif item.identity:
-        parts.append(f"GENERATED {item.identity.upper()} AS IDENTITY")
-    elif item.default is not None and not counted:
+        parts.append(
+            f"GENERATED {item.identity.upper()} AS IDENTITY" + (f" ({item.counting})" if item.counting else "")
+        )
+    elif item.default is not None and _plain(item):
         parts.append(f"DEFAULT {item.default}")
     if item.not_null:
         parts.append("NOT NULL")

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     Connection = psycopg.Connection[tuple[Any, ...]]
 
 #: How values are written, so that every one of them can be read back exactly, whatever the server's own settings are; and
-#: no limit of time for a copy, nor for the transaction that holds its snapshot. What a server does not know is left out.
+#: no limit of time for a copy. A client that was stopped in the middle of a transaction loses it, and its locks, after a
+#: minute; while rows stream, a transaction is not idle. What a server does not know is left out.
 _SETTINGS = {
     "client_encoding": "UTF8",
     "extra_float_digits": "3",
@@ -35,9 +36,22 @@ _SETTINGS = {
     "row_security": "off",
     "statement_timeout": "0",
     "lock_timeout": "0",
-    "idle_in_transaction_session_timeout": "0",
+    "idle_in_transaction_session_timeout": "60s",
     "transaction_timeout": "0",
 }
+#: Bytes of a name; the server would cut what is longer.
+_LONGEST = 63
+_PART = r'"(?:[^"]|"")+"'
+#: A name of which at least one part is in double quotes.
+_IN_QUOTES = re.compile(rf'(?:({_PART}|[^".]+)\.)?({_PART})|({_PART})\.([^".]+)')
+#: From the first quotation mark of a message to the last, in whatever language; a value may hold some, too.
+_VALUES = re.compile("[\"“”„«»‘’'].*[\"“”„«»‘’']", re.DOTALL)
+_HEX = re.compile(r"0x[0-9a-f]{2}(?: 0x[0-9a-f]{2})*")
+_LINE = re.compile(r"(COPY [^,]+, line \d+)")
+
+
+class NotUnicode(Permanent):
+    """Bytes in the database are no text: it is in SQL_ASCII, where the server does not look."""
 
 
 class Postgres:
@@ -82,8 +96,11 @@ class Postgres:
 
     def describe(self, table: str) -> Described | None:
         """The table of this name, with its rows, its size as CSV and the rights of this login; None when there is none."""
-        with self.connect() as connection:
-            return catalog.describe(connection, *self.split(table))
+        try:
+            with self.connect() as connection:
+                return catalog.describe(connection, *self.split(table))
+        except NotUnicode as exc:
+            raise NotUnicode(exc.summary, f"{table}, {exc.detail}", exc.hint) from exc
 
     def server(self) -> str:
         """Name and version of the server."""
@@ -91,12 +108,40 @@ class Postgres:
             return catalog.server(connection)
 
     def split(self, table: str) -> tuple[str, str]:
-        """(schema, table) of a name that may have a schema."""
-        schema, _, bare = table.rpartition(".")
+        """(schema, table) of a name that may have a schema; each may be in double quotes, as in SQL: "a.b" is a table with a dot
+        in its name. Permanent when one is longer than PostgreSQL's names are."""
+        if match := _IN_QUOTES.fullmatch(table):
+            one, two, three, four = match.groups(default="")
+            schema, bare = _plain(one or three), _plain(two or four)
+        else:
+            schema, _, bare = table.rpartition(".")
+        for name in (schema, bare):
+            if len(name.encode()) > _LONGEST:
+                raise Permanent(
+                    "A name is too long for PostgreSQL", f"{name!r} has {len(name.encode())} bytes, and {_LONGEST} are kept",
+                    "Choose a shorter one",
+                )  # fmt: skip
         return schema or self.schema, bare
 
     def close(self) -> None:
         """Nothing is held open between calls."""
+
+
+def _plain(name: str) -> str:
+    """A name of which quotes are no part."""
+    return name[1:-1].replace('""', '"') if name.startswith('"') else name
+
+
+def _without_values(exc: psycopg.Error, text: str) -> str:
+    """What a message about values says without them, and where that was."""
+    if exc.sqlstate not in ("22021", "22P05"):  # these name encodings, and bytes
+        text = _VALUES.sub("…", text)
+    text = _HEX.sub("…", text)
+    names = (exc.diag.schema_name, exc.diag.table_name, exc.diag.column_name or exc.diag.constraint_name)
+    where = ".".join(name for name in names if name)
+    if not where and (match := _LINE.match(exc.diag.context or "")):
+        where = match[1]
+    return f"{text} ({where})" if where else text
 
 
 @contextmanager
@@ -106,17 +151,24 @@ def translated(place: str) -> Iterator[None]:
 
     try:
         yield
+    except UnicodeDecodeError as exc:
+        raise NotUnicode("A name or definition is no UTF-8", place, "Rename it, or convert the database") from exc
     except psycopg.Error as exc:
         code, text = exc.sqlstate or "", (exc.diag.message_primary or str(exc)).strip()
+        if code[:2] in ("22", "23") or code == "P0001":
+            text = _without_values(exc, text)
         kind: type[VecrunError] = Permanent
         if (
             code[:2] in ("08", "40")
             or code[:3] == "57P"
-            or code in ("53300", "57014")
+            or code in ("53300", "57014", "25P03")
             or (not code and isinstance(exc, psycopg.OperationalError | psycopg.InterfaceError))
         ):
             kind = Transient
         summary, hint = "PostgreSQL refuses", ""
+        if code == "22021":
+            kind, summary = NotUnicode, "There is text that is no UTF-8, so that it could not be restored"
+            hint = "Convert it, or move the rows to a database that has an encoding."
         if code == "42501":
             summary, hint = "The login lacks a right", "GRANT it, or connect as another user."
         elif code == "55P03":  # it was waited for, so not to be tried again at once

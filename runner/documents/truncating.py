@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from runner import crash
 from runner.documents import catalog
+from runner.documents.constraints import obstacles
 from runner.documents.copying import Kept, moved
 from runner.documents.shape import Shape
 from runner.errors import Permanent
@@ -44,6 +45,8 @@ def truncate(postgres: Postgres, tables: Sequence[Kept], note: Callable[[str], N
             crash.point("truncate_tables", "locked")
             shapes = [_unchanged(connection, item) for item in tables]
             _refuse_references(shapes)
+            for table, why in obstacles(connection, shapes):
+                raise Permanent("A table could not be filled again", f"{table}: {why}", "Nothing was emptied")
             connection.execute(f"TRUNCATE TABLE {names} RESTRICT")
             for shape in shapes:
                 if left := catalog.rows(connection, shape):

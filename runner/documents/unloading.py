@@ -16,9 +16,10 @@ import psycopg
 
 from runner import crash
 from runner.documents.catalog import rows, shape
-from runner.documents.copying import versions
+from runner.documents.constraints import lifted
+from runner.documents.copying import tally, versions
 from runner.documents.loaded import Loaded, Loads, lock, patient
-from runner.documents.loading import Guard, tally
+from runner.documents.loading import Guard
 from runner.documents.shape import Shape, quoted
 from runner.errors import Permanent, VerificationFailed
 from runner.plan import LoadTables
@@ -108,13 +109,14 @@ def _back(connection: Connection, loaded: Sequence[Loaded], shapes: dict[str, Sh
         return
     connection.execute("SET CONSTRAINTS ALL DEFERRED")
     gentle = _referred(loaded, shapes)
-    if not gentle:
-        connection.execute(f"TRUNCATE {', '.join(item.sql for item in loaded)}")
-    for item in reversed(loaded) if gentle else ():
-        _remove_new(connection, item, shapes[item.qualified])
-    for item in loaded:
-        _put_back(connection, item, shapes[item.qualified], over=gentle)
-    connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
+    with lifted(connection, [shapes[item.qualified] for item in loaded]):
+        if not gentle:
+            connection.execute(f"TRUNCATE {', '.join(item.sql for item in loaded)}")
+        for item in reversed(loaded) if gentle else ():
+            _remove_new(connection, item, shapes[item.qualified])
+        for item in loaded:
+            _put_back(connection, item, shapes[item.qualified], over=gentle)
+        connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
     for item in loaded:
         looks = shapes[item.qualified]
         now = tally(connection, looks, item.sql)
@@ -161,6 +163,8 @@ def _put_back(connection: Connection, item: Loaded, looks: Shape, *, over: bool)
     columns = f"({looks.columns_sql}) OVERRIDING SYSTEM VALUE" if looks.copied else ""
     conflict = ""
     if over and (key := looks.primary_key):
-        values = ", ".join(f"{quoted(one)} = EXCLUDED.{quoted(one)}" for one in looks.copied if one not in key)
+        # an identity that the server gives always cannot be set, and a merge has not changed it
+        fixed = {*key, *(column.name for column in looks.columns if column.identity == "always")}
+        values = ", ".join(f"{quoted(one)} = EXCLUDED.{quoted(one)}" for one in looks.copied if one not in fixed)
         conflict = f"ON CONFLICT ({', '.join(map(quoted, key))}) DO {f'UPDATE SET {values}' if values else 'NOTHING'}"
     connection.execute(f"INSERT INTO {item.sql} {columns} SELECT {looks.columns_sql} FROM {item.undo_sql} {conflict}")

@@ -15,8 +15,8 @@ from typing import Any
 
 from runner import crash
 from runner.backups import manifest
-from runner.backups.keeping import Kept, decide, moment
-from runner.backups.manifest import Backup, DamagedBackup
+from runner.backups.keeping import Kept, decide
+from runner.backups.manifest import Backup, DamagedBackup, moment
 from runner.errors import LockHeld, VecrunError
 from runner.expiry.lease import leased
 from runner.expiry.remains import AT_ONCE, moved
@@ -48,6 +48,8 @@ _DATA = re.compile(r"data/[\w-]{16,128}\.parquet")
 _TABLE = re.compile(r"([^/]+)_(\d{8}_\d{6})\.csv(\.tmp)?")
 _LEAVING = re.compile(r"leaving_(\d{8}_\d{6})\.json")
 _IN_BACKUP = re.compile(r"(\d{8}_\d{6})/")
+#: Claims of ids, and what tried whether there is a right to write: of runs that were killed.
+_CLAIM = re.compile(r"claim_\d{8}_\d{6}|probe_[^/]+")
 
 
 @dataclass(frozen=True)
@@ -89,11 +91,24 @@ class _Needed:
 
 @dataclass
 class _Folder:
-    """What lies in a folder of backups. `leaving`: manifests of backups that are half removed."""
+    """What lies in a folder of backups. `leaving`: manifests of backups that are half removed; `parts`: what killed writes
+    left, among the files, too."""
 
     backups: dict[str, Backup]
     leaving: dict[str, Backup]
     files: dict[str, Found]  # by key relative to the folder
+    parts: frozenset[str] = frozenset()
+
+    def missing(self, backup: Backup) -> list[str]:
+        """What a listing says is amiss with the files of a backup."""
+        found = list[str]()
+        for file, size in backup.files.items():
+            there = self.files.get(file)
+            if there is None:
+                found.append(f"{file} is missing")
+            elif there.size != size:
+                found.append(f"{file} has {there.size:,} bytes, {size:,} are expected")
+        return found
 
     def named(self, but: Collection[str] = ()) -> set[str]:
         """Files that the manifests name, those of some backups aside."""
@@ -117,7 +132,8 @@ def find(
                         left.append(f"backups in {place} are not looked for: the connection points somewhere else now")
                         continue
                     there = _look(world.objects(place.connection), place.folder)
-                one = _choose(ledger, job, place, rules, there, needed, now)
+                one = _choose(ledger, job, plan.lineage, place, rules, there, needed, now)
+                left += _left_alone(job, plan.lineage, place, rules, there, now)
                 if not one.empty:
                     found.append(one)
             except VecrunError as exc:
@@ -186,6 +202,7 @@ def _rules(plan: Plan) -> dict[BackupFolder, dict[str, Keep | None]]:
 def _look(objects: Objects, folder: str) -> _Folder:
     """Every manifest and every file. DamagedBackup when a manifest cannot be read: what it names is not known then."""
     files = {item.key.removeprefix(f"{folder}/"): item for item in objects.list(folder)}
+    parts = {item.key.removeprefix(f"{folder}/"): item for item in objects.unfinished(folder)}
     backups = {name: manifest.read(objects, folder, name) for name in manifest.ids(objects, folder)}
     leaving = {
         found[1]: manifest.parse(objects.read(f"{folder}/{file}"), file)
@@ -196,17 +213,41 @@ def _look(objects: Objects, folder: str) -> _Folder:
         if backup.id != name:
             key = manifest.manifest_key(folder, name)
             raise DamagedBackup("The manifest of a backup is damaged", f"{key}: it is that of backup {backup.id}")
-    return _Folder(backups, leaving, files)
+    return _Folder(backups, leaving, files | parts, frozenset(parts))
+
+
+def _left_alone(
+    job: str, lineage: str, place: BackupFolder, rules: dict[str, Keep | None], there: _Folder, now: datetime
+) -> list[str]:
+    """Backups that the rules do not look at, and why; and those that count for none, because files are missing."""
+    others: dict[str, list[str]] = {}
+    found = list[str]()
+    for name, backup in sorted(there.backups.items()):
+        if backup.job != job or backup.form not in rules:
+            others.setdefault(f"they are of {backup.origin}", []).append(name)
+        elif not backup.lineage:
+            others.setdefault("their manifests do not say which workspace and environment made them", []).append(name)
+        elif backup.lineage != lineage:
+            others.setdefault(f"they are of {backup.origin}, of another workspace or environment", []).append(name)
+        elif manifest.ahead(name, now):
+            others.setdefault("their time is in the future", []).append(name)
+        elif bad := there.missing(backup):
+            more = f" and {len(bad) - 3:,} more" if len(bad) > 3 else ""
+            found.append(f"backup {name} in {place} is damaged and counts for no rule: {'; '.join(bad[:3])}{more}")
+    for why, names in others.items():
+        shown = ", ".join(names[-5:]) + (f" and {len(names) - 5:,} older ones" if len(names) > 5 else "")
+        found.append(f"backups in {place} are left alone, {why}: {shown}")
+    return found
 
 
 def _choose(
-    ledger: Sweeper, job: str, place: BackupFolder, rules: dict[str, Keep | None], there: _Folder, needed: _Needed,
-    now: datetime,
+    ledger: Sweeper, job: str, lineage: str, place: BackupFolder, rules: dict[str, Keep | None], there: _Folder,
+    needed: _Needed, now: datetime,
 ) -> OldBackups:  # fmt: skip
     kept: dict[str, tuple[str, ...]] = {}
     for form, keep in rules.items():
-        mine = [item for item in there.backups.values() if item.job == job and item.form == form]
-        kept |= decide(map(Kept.of, mine), keep, now)
+        mine = [item for item in there.backups.values() if (item.job, item.lineage, item.form) == (job, lineage, form)]
+        kept |= decide((Kept.of(item, damaged=bool(there.missing(item))) for item in mine), keep, now)
     for name in kept:
         backup = there.backups[name]
         for why in (needed.ids.get(name), needed.runs.get(backup.run)):
@@ -221,17 +262,19 @@ def _choose(
         known = named | {file for item in (*there.backups.values(), *there.leaving.values()) for file in item.files}
         old = {file for file, item in there.files.items() if item.modified < now - LEFT_BEHIND} - known
         made = _made_by_runs(ledger, job, place)
-        files |= {file for file in old if _DATA.fullmatch(file) or made(file)}
+        files |= {file for file in old if _DATA.fullmatch(file) or _CLAIM.fullmatch(file) or made(file)}
+        files |= old & there.parts
     return OldBackups(
         job, str(place),
-        tuple(_old(there.backups[name]) for name in gone), tuple(sorted(files)),
+        tuple(_old(there.backups[name], there) for name in gone), tuple(sorted(files)),
         sum(there.files[file].size for file in files),
         {name: why for name, why in kept.items() if why},
     )  # fmt: skip
 
 
-def _old(backup: Backup) -> OldBackup:
-    return OldBackup(backup.id, backup.form, backup.whole, backup.rows, sum(backup.files.values()))
+def _old(backup: Backup, there: _Folder) -> OldBackup:
+    whole = backup.whole and not there.missing(backup)
+    return OldBackup(backup.id, backup.form, whole, backup.rows, sum(backup.files.values()))
 
 
 def _ours(file: str) -> bool:
@@ -276,6 +319,12 @@ def _needed(ledger: Sweeper, states: States, now: datetime) -> _Needed:
                 until = _until(states, row, plan)
                 if until is not None and until > now:
                     needed.runs[row["run"]] = f"its tables can be filled from it again until {until:%Y-%m-%d}"
+        elif row["kind"] == "VectorRestore" and row["status"] == "completed" and row["purpose"] == "apply":
+            plan = _plan(ledger, row["run"])
+            until = _until(states, row, plan)
+            if until is not None and until > now:
+                why = f"the restore by run {row['run']} can be rolled back until {until:%Y-%m-%d}"
+                needed.ids.update(dict.fromkeys(_read_by(plan), why))
     return needed
 
 
@@ -284,15 +333,21 @@ def _of_unfinished(row: dict[str, Any], plan: Plan, needed: _Needed) -> None:
     for step in plan.steps:
         if isinstance(step, BackUpTables | BackUpPoints | SealBackup):
             needed.written.add(str(step.into))
-        if isinstance(step, CheckBackup | LoadTables) and step.backup:
-            needed.ids[step.backup] = why
         if isinstance(step, BackUpPoints | SealBackup) and step.previous:
             needed.ids[step.previous] = why
         if isinstance(step, LoadTables) and step.of_run:
             needed.runs[step.of_run] = why
-        if isinstance(step, CopyPoints | VerifyPoints) and (found := _IN_BACKUP.match(step.source.collection)):
-            needed.ids[found[1]] = why
+    needed.ids.update(dict.fromkeys(_read_by(plan), why))
     needed.runs[row["run"]] = why
+
+
+def _read_by(plan: Plan) -> set[str]:
+    """Backups that a restore reads."""
+    found = {step.backup for step in plan.steps if isinstance(step, CheckBackup | LoadTables) and step.backup}
+    for step in plan.steps:
+        if isinstance(step, CopyPoints | VerifyPoints) and (named := _IN_BACKUP.match(step.source.collection)):
+            found.add(named[1])
+    return found
 
 
 def _until(states: States, row: dict[str, Any], plan: Plan) -> datetime | None:
@@ -317,7 +372,10 @@ def _remove(objects: Objects, folder: str, backups: list[str], rest: list[str]) 
     gone = list[str]()
 
     def delete(file: str) -> None:
-        objects.delete(f"{folder}/{file}")
+        if file in there.parts:
+            objects.discard(f"{folder}/{file}")
+        else:
+            objects.delete(f"{folder}/{file}")
         crash.point("gc", "backup file")
 
     def delete_files(files: Collection[str]) -> None:

@@ -14,6 +14,7 @@ import os
 import shutil
 import stat
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +27,8 @@ from runner.store import Health
 
 #: What a file is called until it is whole.
 _UNFINISHED = ".vecrun-{}.part"
+#: What a share says that knows no second name of a file.
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 _RIGHTS = (errno.EACCES, errno.EPERM, errno.EROFS)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _NAME = (
@@ -61,6 +64,26 @@ class FolderObjects(Objects):
     def write(self, key: str, data: bytes) -> None:
         with self._errors("write", key):
             self._replace(key, lambda file: file.write(data))
+
+    def create(self, key: str, data: bytes) -> bool:
+        with self._errors("write", key):
+            path = self._path(key)
+            self._there()
+            _make(path.parent)
+            made = path.parent / _UNFINISHED.format(uuid.uuid4().hex)
+            try:
+                with made.open("xb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                try:
+                    _place(made, path)
+                except FileExistsError:
+                    return path.is_file() and path.read_bytes() == data
+            finally:
+                made.unlink(missing_ok=True)
+            _sync(path.parent)
+            return True
 
     def write_from(self, key: str, chunks: Iterable[bytes], unfinished: str = "") -> int:
         with Source(chunks) as source, self._errors("write", key):
@@ -113,6 +136,35 @@ class FolderObjects(Objects):
             self._there()
             if not below or self._path(below.removesuffix("/")).is_dir():
                 yield from self._walk(below)
+
+    def unfinished(self, prefix: str = "") -> Iterator[Found]:
+        below = checked_prefix(prefix)
+        with self._errors("list", prefix):
+            self._there()
+            if not below or self._path(below.removesuffix("/")).is_dir():
+                for path in sorted((self._root / below).rglob(_UNFINISHED.format("*"))):
+                    with contextlib.suppress(FileNotFoundError):
+                        if stat.S_ISREG((found := path.lstat()).st_mode):
+                            yield _found(path.relative_to(self._root).as_posix(), found)
+
+    def discard(self, key: str) -> bool:
+        folder, _slash, name = checked_key(key).rpartition("/")
+        with self._errors("delete", key):
+            if not (name.startswith(".vecrun-") and name.endswith(".part")):
+                return False
+            path = (self._path(folder) if folder else self._root) / name
+            try:
+                fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+            except FileNotFoundError:
+                return True
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink(missing_ok=True)
+            except BlockingIOError:
+                return False
+            finally:
+                os.close(fd)
+            return True
 
     def health(self) -> Health:
         began = time.monotonic()
@@ -211,6 +263,17 @@ class FolderObjects(Objects):
             if exc.errno in _NAME:
                 raise Permanent("The folder cannot have this file", f"{where}: {why}") from exc
             raise Transient("The folder did not answer", f"{where}: {why}") from exc
+
+
+def _place(made: Path, path: Path) -> None:
+    """Give a whole file its name, unless there is one with it. FileExistsError."""
+    try:
+        os.link(made, path)
+    except OSError as exc:
+        if exc.errno not in _NO_LINKS:
+            raise
+        path.open("xb").close()  # who makes the name has it
+        made.rename(path)
 
 
 @contextlib.contextmanager

@@ -29,6 +29,8 @@ _PART, _AT_ONCE = 16 * 2**20, 4  # of what comes piece by piece: S3 takes 10,000
 _INSTANCE = re.compile(r"https?://[^/ ]+/latest/(?:api/token|meta-data)")
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE, _MESSAGE = re.compile(r"<Code>([^<]*)</Code>"), re.compile(r"<Message>([^<]*)</Message>")
+#: What a server says that cannot write a file only where there is none.
+_NO_CONDITION = re.compile(r"status code: 501|<Code>NotImplemented</Code>|NotImplemented")
 _CAUSE = re.compile(r'"((?:dns|tcp connect|tls|certificate)[^"]*)"|(InvalidCertificate|TimedOut|ConnectionRefused)')
 _KEYS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "TokenRefreshRequired"}
 _BUSY = {
@@ -105,6 +107,21 @@ class S3Objects(Objects):
     def write(self, key: str, data: bytes) -> None:
         with self._errors("write", key):
             self._obstore.put(self._store, self._key(key), data, use_multipart=len(data) > _PARTS)
+
+    def create(self, key: str, data: bytes) -> bool:
+        from obstore.exceptions import AlreadyExistsError, PreconditionError
+
+        if self.head(key) is None:  # some servers do not know the condition, and write over what is there
+            with self._errors("write", key):
+                try:
+                    self._obstore.put(self._store, self._key(key), data, mode="create", use_multipart=False)
+                except (AlreadyExistsError, PreconditionError):
+                    pass
+                except Exception as exc:
+                    if not _NO_CONDITION.search(str(exc)):
+                        raise
+                    self._obstore.put(self._store, self._key(key), data)
+        return self.read(key) == data
 
     def write_from(self, key: str, chunks: Iterable[bytes], unfinished: str = "") -> int:  # noqa: ARG002
         with Source(chunks) as source, self._errors("write", key):

@@ -44,6 +44,11 @@ class Objects(ABC):
         """Write it, whole or not at all, over what was there. Durable when this returns."""
 
     @abstractmethod
+    def create(self, key: str, data: bytes) -> bool:
+        """Write a file that is not there yet: whether it is there now with just these bytes, so a repetition says so, too.
+        A file with other bytes stays as it is."""
+
+    @abstractmethod
     def write_from(self, key: str, chunks: Iterable[bytes], unfinished: str = "") -> int:
         """As `write`, of bytes that come piece by piece and are nowhere held together; returns how many. When `chunks`
         raises, nothing is written, and its error leaves as it is. `unfinished`: in a folder, the key under which the file
@@ -73,6 +78,14 @@ class Objects(ABC):
     @abstractmethod
     def list(self, prefix: str = "") -> Iterator[Found]:
         """Every file in the folder `prefix` and below it, in any order."""
+
+    def unfinished(self, prefix: str = "") -> Iterator[Found]:  # noqa: ARG002
+        """What killed writes left in the folder `prefix`, which `list` does not show. S3 shows nobody what it has of them."""
+        return iter(())
+
+    def discard(self, key: str) -> bool:  # noqa: ARG002
+        """Remove one of `unfinished`: whether it is gone. Not while somebody writes it."""
+        return False
 
     @abstractmethod
     def health(self) -> Health:
@@ -194,6 +207,9 @@ class ReadOnlyObjects(Objects):
     def list(self, prefix: str = "") -> Iterator[Found]:
         return self.inner.list(prefix)
 
+    def unfinished(self, prefix: str = "") -> Iterator[Found]:
+        return self.inner.unfinished(prefix)
+
     def health(self) -> Health:
         return self.inner.health()
 
@@ -202,6 +218,14 @@ class ReadOnlyObjects(Objects):
 
     def write(self, key: str, data: bytes) -> None:
         self._refuse(f"write {key} ({len(data):,} bytes)")
+
+    def create(self, key: str, data: bytes) -> bool:
+        self._refuse(f"create {key} ({len(data):,} bytes)")
+        return True
+
+    def discard(self, key: str) -> bool:
+        self._refuse(f"discard {key}")
+        return True
 
     def write_from(self, key: str, chunks: Iterable[bytes], unfinished: str = "") -> int:  # noqa: ARG002
         self._refuse(f"write {key}")

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from runner.errors import Interrupted, LeaseLost, NotFound, Permanent, PlanRefus
 from runner.executor import Run, do
 from runner.executor.backup import loads
 from runner.ledger import UNLIMITED
-from runner.plan import BackupFolder, BackUpTables, LoadTables, Plan, UnloadTables
+from runner.plan import BackupFolder, BackUpTables, LoadTables, Plan, TruncateTables, UnloadTables
 from runner.sweeper import Sweeper
 from runner.world import World
 from tests import servers, warm
@@ -70,15 +70,16 @@ class Tables:
 
     @contextmanager
     def run(
-        self, step: Any, run: str = "r-1", mode: Any = "write", of_run: str | None = None
+        self, step: Any, run: str = "r-1", mode: Any = "write", of_run: str | None = None, *, after: Run | None = None
     ) -> Iterator[Run]:  # fmt: skip
-        """A run of this name with one step."""
+        """A run of this name with one step; `after`: beside that one, in the same ledger."""
         plan = Plan(
             tool_version="1", created="", job="kb", kind="VectorRestore", lineage="", serial=0, spec_digest="",
             connections={}, steps=(step,), purpose="rollback" if of_run else "apply", of_run=of_run,
-        )  # fmt: skip
-        with Sweeper.temporary() as ledger, World(self.context.settings, mode) as world:
-            lease = ledger.acquire(["kb"], run, UNLIMITED)
+        ).sealed()  # fmt: skip
+        with ExitStack() as stack, World(self.context.settings, mode) as world:
+            ledger = after.ledger if after is not None else stack.enter_context(Sweeper.temporary())
+            lease = ledger.acquire(["kb" if after is None else run], run, UNLIMITED)
             ledger.start_run(lease, plan, plan.dumps())
             yield Run(run, plan, ledger, lease, world, self.context.states, self.context.settings.workspace.limits)
 
@@ -336,14 +337,17 @@ def test_rows_that_are_there_are_kept(filled: Tables) -> None:
 def test_rows_that_came_after_a_truncation(filled: Tables) -> None:
     """Given rows that came since tables were emptied, when that is rolled back, then they stay and the way on is told."""
     filled.backup("a", "parent", run="r-7")
-    filled.sql("TRUNCATE a, parent", "INSERT INTO parent VALUES (1, 'new')")
     step = LoadTables(connection="db", tables=(("a", "a"), ("parent", "parent")), source=FOLDER, of_run="r-7")
-    with pytest.raises(Permanent, match="came since") as error:
-        filled.do(step, "r-8", of_run="r-7")
-    assert "if_not_empty: merge" in error.value.hint
-    filled.sql("DELETE FROM parent")
-    assert filled.do(step, "r-8", of_run="r-7")["rows"] == 70
-    assert filled.do(step, "r-8", of_run="r-7")["rows"] == 70  # again: it knows that it was done
+    with filled.run(TruncateTables(connection="db", tables=("a", "parent"), source=FOLDER), "r-7") as emptied:
+        assert do(emptied, 0)["rows"] == 70
+        filled.sql("INSERT INTO parent VALUES (1, 'new')")
+        with filled.run(step, "r-8", of_run="r-7", after=emptied) as back:
+            with pytest.raises(Permanent, match="came since") as error:
+                do(back, 0)
+            assert "if_not_empty: merge" in error.value.hint
+            filled.sql("DELETE FROM parent")
+            assert do(back, 0)["rows"] == 70
+            assert do(back, 0)["rows"] == 70  # again: it knows that it was done
 
 
 def test_replace_and_its_way_back(filled: Tables) -> None:

@@ -321,9 +321,12 @@ def test_a_manifest_that_was_edited_is_not_believed(folder: Path) -> None:
 def test_a_manifest_under_another_name(folder: Path) -> None:
     shutil.copy(folder / f"backup_{POINTS}.json", folder / "backup_20261102_000000.json")
     assert f"it is the manifest of backup {POINTS}" in check(folder, code=13)
-    (folder / "backup_99999999_999999.json").write_text("{}")
+    (folder / "backup_20261103_000000.json").write_text("{}")
     assert "no whole JSON document" in check(folder, code=13)
-    assert "99999999_999999" in ok("backup", "list", str(folder))
+    (folder / "backup_99999999_999999.json").write_text("{}")
+    said = ok("backup", "list", str(folder))
+    assert "20261103_000000" in said
+    assert "99999999_999999" not in said, "no calendar has that day"
 
 
 def test_versions_of_the_manifest(folder: Path) -> None:

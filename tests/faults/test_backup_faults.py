@@ -121,7 +121,7 @@ def test_a_backup_that_is_damaged_before_the_tables_are_emptied(training: Traini
 def test_a_manifest_comes_after_files_that_are_on_the_disk(training: Training, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a loss of power would show: each file is synced before it gets its name, and its name before the manifest."""
     done: list[str] = []
-    sync, rename = os.fsync, os.rename
+    sync, rename, link = os.fsync, os.rename, os.link
 
     def synced(fd: int) -> None:
         sync(fd)
@@ -132,9 +132,15 @@ def test_a_manifest_comes_after_files_that_are_on_the_disk(training: Training, m
         done.append(f"name {Path(new).name}")
         known.setdefault(Path(new).name, f"sync {Path(old).name}")
 
+    def linked(old: str, new: str, **options: bool) -> None:
+        link(old, new, **options)
+        done.append(f"name {Path(new).name}")
+        known.setdefault(Path(new).name, f"sync {Path(old).name}")
+
     known: dict[str, str] = {}
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(os, "rename", renamed)
+    monkeypatch.setattr(os, "link", linked)
     ok(*APPLY)
     monkeypatch.undo()
     names = [name for name in known if name.startswith(("langchain", "backup_"))]

@@ -47,6 +47,8 @@ def ranges(run: Run, step: BackUpPoints) -> list[KeyRange]:
     source, name = run.world.store(step.source.connection), step.source.collection
     if run.sample is not None:
         return source.cut(name, min(slices.SAMPLE_PLACES, run.sample))
+    objects = run.world.objects(step.into.connection)
+    retried(lambda: manifest.may_write(objects, step.into.folder, run.run), run.limits, run.stop)
     collection = _inspected(source, step.source)
     wanted = math.ceil(step.points * _bytes_of_one(source, collection) / (AIM * step.file_bytes))
     if source.capabilities().parallel and step.points > 4 * step.batch_size:

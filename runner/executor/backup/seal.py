@@ -54,10 +54,11 @@ def seal(run: Run, step: SealBackup) -> dict[str, Any]:
     if backup is None:
         crash.point(step.type, "checked")
         row = run.ledger.run(run.run)
+        backup_id = retried(lambda: manifest.reserve(objects, folder, run.run), run.limits, run.stop)
         stores = {place.connection: run.world.store(place.connection) for place in step.sources}
         found = Backup(
-            tool_version=runner.__version__, id=retried(lambda: manifest.free_id(objects, folder), run.limits, run.stop),
-            job=run.plan.job, run=run.run, form="collections", began=row["started"] or row["created"], finished=now(),
+            tool_version=runner.__version__, id=backup_id, job=run.plan.job, run=run.run,
+            environment=run.plan.environment, lineage=run.plan.lineage, form="collections", began=row["started"] or row["created"], finished=now(),
             source=", ".join(f"{name}: {store.type} {store.health().version}" for name, store in stores.items()),
             previous=step.previous, collections=collections,
         )  # fmt: skip

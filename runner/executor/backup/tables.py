@@ -45,12 +45,13 @@ def back_up(run: Run, step: BackUpTables) -> dict[str, Any]:
     began = now()
     with copying.snapshot(postgres, step.tables) as shared:
         _refuse_too_small(objects, step, shared)
-        backup = manifest.free_id(objects, folder)
+        backup = manifest.reserve(objects, folder, run.run)
         if not run.dry:
             run.ledger.write_log(run.run, "info", f"backup {backup} begins", step=step.type, backup=backup)
         files = _Attempt(run, step, postgres, objects, shared, backup).files()
     made = Backup(
-        tool_version=__version__, id=backup, job=run.plan.job, run=run.run, form="tables", began=began, finished=now(),
+        tool_version=__version__, id=backup, job=run.plan.job, run=run.run, environment=run.plan.environment,
+        lineage=run.plan.lineage, form="tables", began=began, finished=now(),
         source=f"{shared.server}, {postgres.shown}", tables=tuple(files),
     ).sealed()  # fmt: skip
     failed = [item for item in files if item.error]
@@ -86,6 +87,7 @@ def _before(run: Run, step: BackUpTables, objects: Objects) -> Backup | None:
             for table in step.tables:
                 for end in ("", ".tmp"):
                     objects.delete(step.into.key(_name(table, backup) + end))
+            manifest.release(objects, step.into.folder, backup)
         except DamagedBackup:
             continue
     return None
@@ -187,7 +189,11 @@ class _Attempt:
                     if failures:  # of the database, whatever the storage made of it
                         raise failures[0] from None
                     raise
-            versions = copying.versions(connection, shape)
+            try:
+                versions = copying.versions(connection, shape)
+            except BaseException:  # stopped, or the server is gone: a file without a manifest is of no use
+                self.objects.delete(key)
+                raise
         made = TableFile(
             table=source.table, shape=shape, file=name, rows=tally.rows, bytes=tally.bytes, sha256=tally.sha256,
             rows_digest=tally.rows_digest, snapshot=versions,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from runner.clauses.backups import last_backup, room_problems, shared, storage
+from runner.clauses.backups import future, last_backup, room_problems, shared, storage
 from runner.kinds import Draft
 from runner.kinds.vector_backup.collections import plan_collections
 from runner.kinds.vector_backup.spec import VectorBackupSpec
@@ -31,7 +31,9 @@ def plan_steps(job: str, spec: VectorBackupSpec, world: World, state: State, *, 
         plan_tables(spec, spec.tables, world, into, objects, earlier, applied, accepted, draft)
     elif spec.collections is not None:
         plan_collections(spec, spec.collections, world, into, earlier, accepted, draft)
-    if draft.steps:  # after the tables: a finding before would keep them from saying that nothing has changed
+    # after the tables: a finding before would keep them from saying that nothing has changed
+    draft.notices += future(objects, into)
+    if draft.steps:
         draft.notices += shared(objects, into, job, environment, state.lineage)
     needed = sum(step.estimate.bytes or 0 for step in draft.steps)
     draft.notices += room_problems(objects, into, needed, shared=spec.collections is not None and earlier is not None)

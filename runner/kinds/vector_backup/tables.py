@@ -6,8 +6,8 @@ from runner.backups.manifest import Backup
 from runner.clauses.spec import notice
 from runner.documents.catalog import may_create, sequences, triggers
 from runner.documents.constraints import obstacles
-from runner.documents.copying import differs, undecodable
-from runner.documents.postgres import Postgres
+from runner.documents.copying import decoded, differs
+from runner.documents.postgres import NotUnicode, Postgres
 from runner.documents.shape import Described
 from runner.errors import VecrunError
 from runner.kinds import Draft
@@ -51,7 +51,13 @@ def plan_tables(
     postgres = world.postgres(tables.connection)
     found = dict[str, Described]()
     for name in tables.all:
-        described, where = postgres.describe(name), f"{tables.connection}/{name}"
+        where = f"{tables.connection}/{name}"
+        try:
+            described = postgres.describe(name)
+        except NotUnicode as exc:
+            problem = Problem(NO_UTF8, f"{exc.summary}: {exc.detail}. {exc.hint}")
+            draft.notices.append(notice(problem, where, accepted))
+            continue
         problems = _problems(tables, name, described, postgres)
         draft.notices += [notice(item, where, accepted) for item in problems]
         if described is None:
@@ -107,8 +113,11 @@ def _together(tables: Tables, found: dict[str, Described], postgres: Postgres) -
     for name, item in found.items():
         if (other := known.setdefault(item.shape.oid, name)) != name:
             problems.append((name, Problem(TWICE, f"it is the same table as {other}: name it once")))
-        if "select" in item.rights and not item.shape.hidden_rows and (why := undecodable(postgres, item.shape)):
-            problems.append((name, Problem(NO_UTF8, why)))
+        if item.rows is not None:
+            try:
+                decoded(postgres, item.shape)
+            except NotUnicode as exc:
+                problems.append((name, Problem(NO_UTF8, f"{exc.summary}: {exc.detail}. {exc.hint}")))
     if tables.emptied:
         with postgres.connect() as connection:
             blocked = obstacles(connection, [found[name].shape for name in tables.emptied])
@@ -138,7 +147,8 @@ def _side_effects(tables: Tables, found: dict[str, Described], postgres: Postgre
 def _problems(tables: Tables, name: str, described: Described | None, postgres: Postgres) -> list[Problem]:
     """Why a table cannot be backed up, or not emptied."""
     if described is None:
-        return [Problem(NO_TABLE, f"there is no such table, in {postgres.shown}")]
+        hint = """; a dot inside of a name is written in double quotes, as in public."a.b\"""" if "." in name else ""
+        return [Problem(NO_TABLE, f"there is no such table, in {postgres.shown}{hint}")]
     found = list[Problem]()
     shape = described.shape
     wanted = ["select", *(["truncate"] if name in tables.emptied else [])]
