@@ -357,6 +357,7 @@ def test_a_damaged_file_is_found_before_it_is_named_again(vault: Vault) -> None:
     assert vault.same(first["id"])
 
 
+@pytest.mark.long
 def test_files_of_others_keep_their_bytes(vault: Vault) -> None:
     """A backup that shares nothing, in another compression, must not change what an earlier manifest has a checksum of."""
     vault.fill(300, dimension=32)
@@ -367,6 +368,7 @@ def test_files_of_others_keep_their_bytes(vault: Vault) -> None:
     assert vault.same(second["id"])
 
 
+@pytest.mark.long
 def test_more_files_than_partitions(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
     """Several files of the previous backup in one partition keep their boundaries, also in slices of one file each."""
     vault.fill(1000, dimension=32)
@@ -381,6 +383,7 @@ def test_more_files_than_partitions(vault: Vault, monkeypatch: pytest.MonkeyPatc
     assert vault.same(third["id"])
 
 
+@pytest.mark.long
 def test_a_collection_that_grew_much_is_cut_anew(vault: Vault) -> None:
     vault.fill(60, dimension=32)
     first = vault.small(60)
@@ -394,6 +397,7 @@ def test_a_collection_that_grew_much_is_cut_anew(vault: Vault) -> None:
 # Runs that go wrong -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_slow_store_makes_progress(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
     """Slices that end long before a file is full: files are closed early, nothing is read for ever."""
     vault.fill(400, dimension=32)
@@ -413,6 +417,7 @@ def test_a_slow_store_makes_progress(vault: Vault, monkeypatch: pytest.MonkeyPat
     assert again["kept"] == done["files"]
 
 
+@pytest.mark.long
 def test_errors_that_pass_are_tried_again(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
     vault.fill(400, dimension=32)
     luck = random.Random(4)
@@ -707,7 +712,9 @@ def test_nothing_is_left_of_a_file_that_was_not_finished(vault: Vault, monkeypat
 # The store of backups -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", [pytest.param("count", marks=pytest.mark.long), "sample", "full"])
+@pytest.mark.parametrize(
+    "mode", [pytest.param("count", marks=pytest.mark.long), pytest.param("sample", marks=pytest.mark.long), "full"]
+)
 def test_many_files_are_the_source_of_a_restore(vault: Vault, mode: str) -> None:
     """Copied and verified in each way, in partitions of several files."""
     before = vault.fill(900, dimension=32, kind=IdKind.UUID)

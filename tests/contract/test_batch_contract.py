@@ -26,7 +26,7 @@ from tests.e2e.documents import DIMENSION, SIZE, TRASH, Document, Library
 from tests.e2e.workspace import Workspace
 
 #: Documents: fewer where each point is a commit of its own, or a server is slow.
-COUNT = {"qdrant-local": 60, "milvus-server": 60, "milvus-lite": 120}
+COUNT = {"qdrant-local": 40, "milvus-server": 60, "milvus-lite": 80, "files": 80, "pgvector": 120}
 SPLIT = {"parse": True, "split": {"size": SIZE}, "model": "small"}
 
 

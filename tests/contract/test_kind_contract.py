@@ -297,9 +297,10 @@ def test_partitions_become_a_field_where_it_has_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("collections", "expected"),
     [
-        ("all", {"a", "kb_de", "kb_en"}), ('[{from: "kb_*", to: "{name}_v2"}]', {"kb_de_v2", "kb_en_v2"}),
+        pytest.param("all", {"a", "kb_de", "kb_en"}, marks=pytest.mark.long),
+        ('[{from: "kb_*", to: "{name}_v2"}]', {"kb_de_v2", "kb_en_v2"}),
         ("[{from: a, to: z}, {from: '*', to: 'copy_{name}'}]", {"z", "copy_kb_de", "copy_kb_en"}),
-        ("[{from: kb_de}, {from: a}]", {"kb_de", "a"}),
+        pytest.param("[{from: kb_de}, {from: a}]", {"kb_de", "a"}, marks=pytest.mark.long),
     ],
 )  # fmt: skip
 def test_several_collections_by_name_pattern_and_all(files: Pair, collections: str, expected: set[str]) -> None:

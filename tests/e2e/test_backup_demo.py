@@ -10,6 +10,7 @@ from runner.demo import backup, stage
 from tests import warm
 
 
+@pytest.mark.long
 def test_the_demo(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """All of it, of fewer tables. `make demo-backup` starts its commands cold."""
     monkeypatch.setattr(stage, "subprocess", warm)

@@ -11,6 +11,7 @@ from runner.demo import pull_request, stage
 from tests import warm
 
 
+@pytest.mark.long
 def test_the_demo(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """All of it. `make demo-pr` starts its commands cold."""
     monkeypatch.setattr(stage, "subprocess", warm)

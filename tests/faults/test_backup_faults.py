@@ -343,6 +343,7 @@ def test_two_processes_and_one_job(training: Training) -> None:
         assert sum("emptied, " in err for _, err in said) == 1, said
 
 
+@pytest.mark.long
 def test_two_jobs_that_empty_one_table(training: Training) -> None:
     """They work on the same table, so that only one can be at it; the rows are in the backup of one of them."""
     other = (training.ws.root / "jobs" / "training.yaml").read_text().replace("name: training", "name: other")
