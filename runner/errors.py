@@ -6,26 +6,113 @@ looks at a vendor's exception. Secrets that were resolved are registered here an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import base64
+import html
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
+from urllib.parse import unquote
 
 _SECRETS: set[str] = set()
+#: Passwords in a URL (with the user before them) and in a connection string of libpq.
+_USER_PASSWORD = re.compile(r"://([^/?#@:\s]*):([^@\s]+)@")
+_PARAMETER = re.compile(
+    r"[?&](?:\w*password|\w*token|\w*secret|api_?key|sig)=([^&#\s]+)"
+    r"|\bpassword\s*=\s*(?:'((?:[^'\\]|\\.)*)'|([^'\s]\S*))",
+    re.IGNORECASE,
+)
+#: So much of the beginning of a secret is taken out where a text was cut, by a client or by us.
+_HEAD, _BEGINNING = 4, 8
+#: Of a path or URL only the whole is a secret, and the passwords within: its beginning is that of others, too.
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://|\.{0,2}/[\w.-]+(/|\Z)", re.IGNORECASE)
+#: The end of a text that was cut, perhaps in the middle of what a character was escaped to.
+_CUT = re.compile(r"""(?:\\+[ux]?[0-9a-f]{0,3}|%[0-9a-f]?|&[#a-z0-9]{0,5})?['"]?\s*(?:\.\.\.|…|\n|\Z)""", re.IGNORECASE)
 
 
 def register_secret(value: str) -> None:
-    """Remember a resolved secret so that `redact` removes it from anything that is shown or stored.
+    """Remember a resolved secret, and passwords within it, so that `redact` removes them from all that is shown or stored.
 
     Values under four characters are not registered: removing them would garble ordinary words.
     """
-    if len(value) >= 4:
-        _SECRETS.add(value)
+    _SECRETS.update(item for item in (value, *_passwords(value)) if len(item) >= 4)
+
+
+def _passwords(value: str) -> Iterator[str]:
+    """Those in a URL or connection string, as they stand there and as they are meant: clients quote them without the rest."""
+    found = [item[2] for item in _USER_PASSWORD.finditer(value) if item[1] != item[2]]
+    found += [item[1] or item[3] or re.sub(r"\\(.)", r"\1", item[2] or "") for item in _PARAMETER.finditer(value)]
+    for text in found:
+        yield from (text, unquote(text))
 
 
 def redact(text: str) -> str:
-    """`text` with every registered secret replaced by `***`, and without what no database or terminal takes."""
+    """`text` with every registered secret replaced by `***`, and without what no database or terminal takes.
+
+    A secret is found also in base64, in any escaped form (of URLs, JSON, repr(), HTML, Markdown), and where it was cut.
+    """
     for secret in sorted(_SECRETS, key=len, reverse=True):
         text = text.replace(secret, "***")
+        for form in _forms(secret):
+            text = _without(text, form)
     return text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode()
+
+
+@cache
+def _forms(secret: str) -> tuple[str, ...]:
+    """The secret, and what base64 makes of it wherever it begins in what is encoded (user:secret), but for the letters that
+    depend on its neighbours."""
+    if len(secret) < _BEGINNING:
+        return (secret,)
+    data, found = secret.encode("utf-8", "surrogatepass"), []
+    for before in range(3):
+        whole = base64.b64encode(b"\0" * before + data).decode().rstrip("=")
+        part = whole[-(-before * 8 // 6) : len(whole) - ((before + len(data)) % 3 > 0)]
+        found += [part, part.replace("+", "-").replace("/", "_")]
+    return secret, *dict.fromkeys(found)
+
+
+def _without(text: str, form: str) -> str:
+    """`text` without the places where `form` stands, escaped in whatever way, or begins and is cut."""
+    head, rest = _pattern(form)
+    found, at, start = [], 0, head.search(text)
+    while start is not None:
+        end, known = start.end(), _HEAD
+        for piece in rest:
+            if (match := piece.match(text, end)) is None:
+                break
+            end, known = match.end(), known + 1
+        if known >= len(form) or (known >= _BEGINNING and not _ADDRESS.match(form) and _CUT.match(text, end)):
+            found += [text[at : start.start()], "***"]
+            at = end
+        start = head.search(text, max(at, start.start() + 1))
+    return "".join(found) + text[at:]
+
+
+@cache
+def _pattern(form: str) -> tuple[re.Pattern[str], tuple[re.Pattern[str], ...]]:
+    """What the first characters of `form` may look like, and each of the others."""
+    pieces = [_character(one) for one in form]
+    return re.compile("".join(pieces[:_HEAD])), tuple(map(re.compile, pieces[_HEAD:]))
+
+
+@cache
+def _character(one: str) -> str:
+    """A character as it is or escaped, once or again and again."""
+    if one.isascii() and one.isalnum():
+        return one
+    data, wide = one.encode("utf-8", "surrogatepass"), one.encode("utf-16-be", "surrogatepass").hex()
+    known = [
+        rf"&\#(?:0*{ord(one)}|x0*{ord(one):x});",
+        "".join(f"%(?:25)*{byte:02x}" for byte in data),
+        "".join(rf"\\+x{byte:02x}" for byte in data),
+        rf"\\+x{ord(one):02x}",
+        "".join(rf"\\+u{wide[at : at + 4]}" for at in range(0, len(wide), 4)),
+        *{" ": [r"\+"], "\n": [r"\\+n"], "\r": [r"\\+r"], "\t": [r"\\+t"]}.get(one, []),
+        re.escape(html.escape(one)),
+        re.escape(one),  # last: it may be the beginning of the others
+    ]
+    return rf"(?i:\\*(?:{'|'.join(known)}))"
 
 
 class VecrunError(Exception):
