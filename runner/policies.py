@@ -21,6 +21,8 @@ DAYS: tuple[Day, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 Clock = Annotated[str, Field(pattern=r"^(([01]\d|2[0-3]):[0-5]\d|24:00)$", examples=["22:00"])]
 #: What a drift can be of, beside the parts of a schema.
 PLAIN = ("count", "presence", "aliases", "pointers", "connection")
+#: A part of a dotted path.
+_SEGMENT = re.compile(r'"[^"]*"|[^.]+')
 #: A finding's code, or a pattern of codes.
 CODE = re.compile(r"V[A-Z][0-9*?]{1,3}")
 
@@ -138,10 +140,25 @@ class DriftRules(SpecModel):
 
     def leaves_out(self, job: str, place: str, field: str) -> bool:
         """Whether a difference is expected."""
-        parts = field.split(".")
-        above = [".".join(parts[: count + 1]) for count in range(len(parts))]
-        above += [] if field in PLAIN else ["schema"]
         return any(
-            fits(job, one.jobs) and fits(place, one.places) and any(fits(name, one.fields) for name in above)
+            fits(job, one.jobs)
+            and fits(place, one.places)
+            and (
+                any(_covers(wanted, field) for wanted in one.fields)
+                or (field not in PLAIN and fits("schema", one.fields))
+            )
             for one in self.ignore
         )
+
+
+def segment(name: str) -> str:
+    """A name as a part of a dotted path: in double quotes when it has a dot itself."""
+    return '"' + name.replace('"', "'") + '"' if "." in name else name
+
+
+def _covers(wanted: str, field: str) -> bool:
+    """Whether a dotted path is the wanted one or below it, part by part: * stands for one part, whatever dots its name has."""
+    parts, patterns = _SEGMENT.findall(field), _SEGMENT.findall(wanted)
+    if all(fnmatchcase(part.strip('"'), one.strip('"')) for part, one in zip(parts, patterns, strict=False)):
+        return 0 < len(patterns) <= len(parts)
+    return False

@@ -326,7 +326,7 @@ def pull_requests(request: pytest.FixtureRequest) -> Reader:
     git("checkout", "-q", "-b", "change")
     job.write_text(text)
     push("a job")
-    forge = Forge(ws.root / "remote.git", {"a-token": "pipeline[bot]"})
+    forge = Forge(ws.root / "remote.git", {"a-token": "github-actions[bot]"})
     forge.__enter__()
     request.addfinalizer(lambda: forge.__exit__())
     number = forge.open("change")

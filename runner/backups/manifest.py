@@ -209,7 +209,9 @@ def read(objects: Objects, folder: str, backup: str) -> Backup:
         text = objects.read(key, _MOST)
     except NotFound as exc:
         there = ", ".join(ids(objects, folder)[-5:]) or "none"
-        raise NotFound("No such backup", f"{key}; the newest there are: {there}", "vecrun backup list") from exc
+        raise NotFound(
+            "No such backup", f"{key}; the newest there are: {there}", f"vecrun backup list CONNECTION:{folder}"
+        ) from exc
     found = parse(text, key)
     if found.id != backup:
         raise _damaged(key, f"it is the manifest of backup {found.id}")

@@ -11,16 +11,17 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 from runner import commands
 from runner.ci import bundle as bundles
-from runner.ci import changes, git
+from runner.ci import changes, git, renaming
 from runner.ci.bundle import Bundle, Planned
 from runner.ci.commenting import find, place_of, post, refuse_other_head
 from runner.ci.differing import between_documents, between_plans
 from runner.ci.document import Marker, Result, document, with_result
-from runner.ci.hosts import Comment, Host, number_of
+from runner.ci.hosts import Comment, Host, moment, number_of
 from runner.ci.planning import Planning
 from runner.ci.texts import first_sentence
 from runner.commands import Context, Outcome
@@ -28,6 +29,8 @@ from runner.commands.refusals import refuse_stale, refuse_unfinished
 from runner.errors import Interrupted, PlanRefused, VecrunError, redact
 from runner.plan import Plan
 
+#: Characters of a comment that a host may count in its own way.
+SPARE = 500
 AGAIN = "Plan again with vecrun ci plan, and look at what changed"
 #: What an apply of one plan is: from the plan and who approved it to how it ended.
 CarryOut = Callable[[Plan, tuple[str, ...]], Outcome]
@@ -36,12 +39,15 @@ CarryOut = Callable[[Plan, tuple[str, ...]], Outcome]
 @dataclass(frozen=True)
 class Review:
     """Where a change is reviewed, and what is asked of it. `host` None: nothing is compared there. `head`: the commit that
-    the plans must be of; `approvals`: names beside those of the host."""
+    the plans must be of; `approvals`: names beside those of the host; `since`: when it was asked for, and what was shown later
+    is not meant; `signed`: plans that are not signed are refused."""
 
     host: Host | None = None
     pr: int | None = None
     head: str = ""
     approvals: tuple[str, ...] = ()
+    since: datetime | None = None
+    signed: bool = False
 
 
 @dataclass
@@ -81,7 +87,13 @@ class Applied:
 
 def saved(context: Context, folder: Path, review: Review) -> Shown:
     """The plans of a folder. PlanRefused when they were altered, are of another place, or are not what the comment shows."""
-    bundle, plans = bundles.read(folder, context.settings.signing_key)
+    key = context.settings.signing_key
+    if review.signed and not key:
+        raise PlanRefused(
+            "Signed plans are asked for, and there is no key", "ci.signing_key of vecrun.yaml is not set here",
+            "Set it as it was set for vecrun ci plan; or leave out --require-signature",
+        )  # fmt: skip
+    bundle, plans = bundles.read(folder, key)
     repository = git.find(context.settings.root)
     _refuse_other_place(context, repository, bundle)
     _refuse_other_commit(review.head, bundle.head)
@@ -121,9 +133,13 @@ def planned_again(context: Context, made: Planning, review: Review) -> Shown:
                 "There is nothing left to apply, and the comment shows something", "\n".join(_lately(context, bundle)),
                 "A plan is applied once. If it was not you: vecrun runs",
             )  # fmt: skip
-        raise PlanRefused(
-            "What would be done now is not what the comment shows", _differing(comment, bundle, made.plans, ""), AGAIN
-        )
+        now = place_of(bundle).sources
+        moved = sorted(
+            name for name in now.keys() | said.sources.keys() if now.get(name) != said.sources.get(name)
+        ) if said.sources else []  # fmt: skip
+        named = [f"another {name} than was shown" for name in moved]
+        detail = "\n".join([*named, _differing(comment, bundle, made.plans, "")])
+        raise PlanRefused("What would be done now is not what the comment shows", detail, AGAIN)
     return shown
 
 
@@ -137,6 +153,12 @@ def _compare(shown: Shown, host: Host, pr: int) -> tuple[Comment, Marker]:
             "Show them: vecrun ci comment DIR",
         )  # fmt: skip
     shown.comment, shown.since = found[0], found[1].since
+    asked = shown.review.since
+    if asked is not None and (not shown.since or moment(shown.since) > asked):
+        raise PlanRefused(
+            "The plans were shown after it was asked for", f"shown {shown.since or 'nobody knows when'}, asked for {asked.isoformat()}",
+            "There was a push, or another plan came out. Look at the comment, and ask again",
+        )  # fmt: skip
     return found
 
 
@@ -281,21 +303,20 @@ def _refuse(context: Context, shown: Shown, left: Sequence[Planned], approvals: 
     """What stands in the way of anything that is left to do; before any of it is begun."""
     present = changes.present(context)
     if present.digest(item.job for item in shown.bundle.jobs) != shown.bundle.inputs:
-        raise PlanRefused(
-            "What is checked out is not what the plans were made from",
-            "\n".join(between_plans(context, present, shown.bundle, shown.plans))
-            or "the jobs plan as they were shown, from other connections, files or settings",
-            AGAIN,
-        )
+        moved = [_moved(present, item) for item in shown.bundle.jobs]
+        lines = [line for line in moved if line] + between_plans(context, present, shown.bundle, shown.plans)
+        raise PlanRefused("What is checked out is not what the plans were made from", "\n".join(lines), AGAIN)
     plans = [shown.plans[item.job] for item in left if item.plan]
-    for plan in plans:
-        commands.refuse_blocked(plan)
-        commands.refuse_policies(context, plan, approvals)
+    for item in left:
+        if item.renamed_from:
+            renaming.refuse(context, item, approvals)
     with context.ledger() as ledger:
         for plan in plans:
+            commands.refuse_blocked(plan)
             unfinished = ledger.unfinished(plan.job)
             if unfinished and unfinished["plan_digest"] == plan.plan_digest:
-                continue  # it is gone on with
+                continue  # it is gone on with: it began when the policies allowed it
+            commands.refuse_policies(context, plan, approvals)
             refuse_unfinished(ledger, plan)
             try:
                 refuse_stale(context, ledger, plan)
@@ -305,12 +326,19 @@ def _refuse(context: Context, shown: Shown, left: Sequence[Planned], approvals: 
                 raise PlanRefused(exc.summary, detail, AGAIN) from exc
 
 
+def _moved(present: changes.Side, item: Planned) -> str:
+    """What of a job is not as it was planned from."""
+    now = present.jobs[item.job].parts if item.job in present.jobs else {}
+    names = sorted(name for name in now.keys() | item.parts.keys() if now.get(name) != item.parts.get(name))
+    return f"{item.job}: not as it was planned: {', '.join(names)}" if now and names else ""
+
+
 def _tell(shown: Shown, results: Sequence[Result]) -> None:
     """Write into the comment how far it went. What is applied stays applied when that does not work."""
     if shown.comment is None or shown.review.host is None or shown.pr is None:
         return
     try:
-        post(shown.review.host, shown.pr, with_result(shown.comment.text, results))
+        post(shown.review.host, shown.pr, with_result(shown.comment.text, results, shown.review.host.limit - SPARE))
     except VecrunError as exc:
         note = f"The comment could not be updated: {exc}"
         if note not in shown.notes:

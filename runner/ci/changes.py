@@ -6,8 +6,9 @@ another name is the same job.
 
 from __future__ import annotations
 
+import posixpath
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from runner.kinds import kind_module, spec_models
 from runner.kinds.batch_operation import BatchOperationSpec
 from runner.settings import FILE_NAME, Settings
 from runner.settings import load as load_settings
-from runner.spec import Job, digest, load_job, parse
+from runner.spec import REFERENCE, Job, digest, load_job, parse
 from runner.world import connection_model
 
 #: The folder of a workspace with its job files.
@@ -85,6 +86,7 @@ class Change:
 def present(context: Context) -> Side:
     """The jobs as they are in the working tree."""
     root = context.settings.root
+    repository = git.find(root)
 
     def read(path: str) -> bytes | None:
         at = root / path
@@ -99,7 +101,7 @@ def present(context: Context) -> Side:
 
     folder = root / JOBS
     files = [str(at.relative_to(root)) for at in sorted(folder.rglob("*")) if _is_job_file(at.name) and not at.is_dir()]
-    return _side(context.settings, context.variables, files, read)
+    return _side(context.settings, context.variables, files, read, repository.tracked)
 
 
 def at_commit(
@@ -129,7 +131,8 @@ def at_commit(
         except VecrunError as exc:
             return Side(problem=f"cannot be read by this vecrun: {_shortly(exc)}")
         files = sorted(path for path in repository.files(commit, JOBS) if _is_job_file(path.rpartition("/")[2]))
-        return _side(settings, settings.variables | given | dict(variables or {}), files, read)
+        known = settings.variables | given | dict(variables or {})
+        return _side(settings, known, files, read, lambda _path: True)
 
 
 def compare(old: Side, new: Side) -> Change:
@@ -206,20 +209,26 @@ def _is_job_file(name: str) -> bool:
 
 
 def _side(
-    settings: Settings, variables: Mapping[str, Any], files: Iterable[str], read: Callable[[str], bytes | None]
-) -> Side:
-    """Load every job file through `read`, and what it is made from."""
+    settings: Settings, variables: Mapping[str, Any], files: Iterable[str], read: Callable[[str], bytes | None],
+    tracked: Callable[[str], bool],
+) -> Side:  # fmt: skip
+    """Load every job file through `read`, and what it is made from. `tracked`: whether git keeps a file."""
     jobs, broken = dict[str, Entry](), list[Broken]()
     doubled = set[str]()
     with tempfile.TemporaryDirectory(prefix="vecrun-") as name:
         copy = Path(name) / "job.yaml"
         for file in files:
             text = b""
+            if (name_shown := _printable(file)) != file:
+                broken.append(
+                    Broken(name_shown, name_shown, f"{name_shown}: the name of the file is not UTF-8. Rename it")
+                )
+                continue
             try:
                 text = read(file) or b""
                 copy.write_bytes(text)
                 job = load_job(copy, spec_models(), variables, shown_as=file)
-                entry = Entry(job.name, file, job.kind, _parts(job, settings, read))
+                entry = Entry(job.name, file, job.kind, _parts(job, settings, read, tracked))
             except VecrunError as exc:
                 broken.append(Broken(_name_in(text) or file, file, _told(exc)))
                 continue
@@ -231,19 +240,26 @@ def _side(
     return Side({name: entry for name, entry in jobs.items() if name not in doubled}, tuple(broken))
 
 
-def _parts(job: Job, settings: Settings, read: Callable[[str], bytes | None]) -> dict[str, str]:
+def _parts(
+    job: Job, settings: Settings, read: Callable[[str], bytes | None], tracked: Callable[[str], bool]
+) -> dict[str, str]:
     """What decides about the plan of a job, but for the world: the rendered spec, what it names, and how it is judged.
 
-    Not the variables of the environment: what a job uses of them is in its rendered spec.
+    Not the variables of the environment: what a job uses of them is in its rendered spec. Models and connections count
+    whole, with the address that texts and keys are sent to; secrets stay references.
     """
     parts = {"spec": digest({"kind": job.kind, "spec": job.spec.model_dump(mode="json", by_alias=True)})}
     named, inline = kind_module(job.kind).connections(job.spec)
     inner = [str(raw["connection"]) for raw in inline.values() if raw.get("type") == "backup"]
+    used: list[Any] = list(inline.values())
     for name in dict.fromkeys([*named, *inner]):
-        parts[name if name.startswith("model:") else f"connection {name}"] = settings.connection_digest(name)
         raw = settings.connection(name)
-        if raw.get("type") == "backup":
-            parts[f"connection {raw['connection']}"] = settings.connection_digest(str(raw["connection"]))
+        for one in (name, str(raw["connection"])) if raw.get("type") == "backup" else (name,):
+            used.append(settings.connection(one))
+            parts[one if one.startswith("model:") else f"connection {one}"] = digest(used[-1])
+    for path in sorted(set(_referenced(used))):
+        if (found := _kept(path, read, tracked)) is not None:
+            parts[f"file {path}"] = found
     if isinstance(job.spec, BatchOperationSpec) and (file := job.spec.select.file) is not None:
         data = read(file)
         parts[f"file {file}"] = git.content_digest(data) if data is not None else "missing"
@@ -252,6 +268,34 @@ def _parts(job: Job, settings: Settings, read: Callable[[str], bytes | None]) ->
         parts["state.retention"] = settings.workspace.state.retention
     parts["state"] = digest([settings.state.directory, settings.state.database])
     return parts
+
+
+def _referenced(value: Any) -> Iterator[str]:
+    """Files of the workspace that references ${file:…} name by their path in it."""
+    if isinstance(value, str):
+        for kind, name in REFERENCE.findall(value):
+            path = posixpath.normpath(name)
+            if kind == "file" and not path.startswith(("/", "../")):
+                yield path
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _referenced(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _referenced(item)
+
+
+def _kept(path: str, read: Callable[[str], bytes | None], tracked: Callable[[str], bool]) -> str | None:
+    """The digest of a file that git keeps. None for others: they are secrets, and no digest of them is told."""
+    try:
+        data = read(path) if tracked(path) else None
+    except VecrunError:  # a link to where secrets are mounted, say
+        return None
+    return git.content_digest(data) if data is not None else None
+
+
+def _printable(name: str) -> str:
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _variables(context: Context, file: Path, read: Callable[[str], bytes | None]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from pydantic import ValidationError
 
-from runner.ci.bundle import Bundle, Planned
+from runner.ci.bundle import Bundle, Planned, sources
 from runner.ci.texts import as_html, cell, code, first_lines, first_sentence, harmless, length, quote, shares
 from runner.embedder import money
 from runner.errors import redact
@@ -28,6 +28,10 @@ WITH_RESULT = 65_000
 SHOWN = 8
 #: The least that is left of a plan that is cut.
 LEAST = 400
+#: Characters of the marker for what the jobs are made from.
+MOST_SOURCES = 3_000
+#: What is kept of the plans below a long result.
+ENOUGH = 1_000
 _MARKER = re.compile(r"<!-- vecrun (\{.*\}) -->")
 _RESULT = ("<!-- vecrun result -->", "<!-- vecrun result end -->")
 _CUT = "_Cut here, so that the comment is not too long._"
@@ -43,6 +47,7 @@ class Marker(Model):
     digest: str
     plans: str = ""  # `Bundle.identity`
     since: str = ""  # when what these plans do was first shown; an approval of before is of something else
+    sources: dict[str, str] = {}  # connections, models and files of its jobs, with the beginning of their digests
 
     def same_place(self, other: Marker) -> bool:
         """Whether both are of one workspace in one environment: then it is one comment."""
@@ -65,9 +70,15 @@ def marker(bundle: Bundle) -> str:
     return _marker_line(
         Marker(
             workspace=bundle.workspace, environment=bundle.environment, head=bundle.head, digest=bundle.digest,
-            plans=bundle.identity,
+            plans=bundle.identity, sources=_sources(bundle),
         )
     )  # fmt: skip
+
+
+def _sources(bundle: Bundle) -> dict[str, str]:
+    """Nothing when there are too many to stand in a line: then what differs cannot be named."""
+    found = {name: known[-12:] for item in bundle.jobs for name, known in sources(item.parts).items()}
+    return found if len(json.dumps(found)) < MOST_SOURCES else {}
 
 
 def dated(text: str, since: str) -> str:
@@ -113,7 +124,8 @@ def document(bundle: Bundle, plans: Mapping[str, Plan], folder: str = "", limit:
 
 
 def with_result(text: str, results: Sequence[Result], limit: int = WITH_RESULT) -> str:
-    """The document with how applying it went, below its title; in place of an earlier result."""
+    """The document with how applying it went, below its title; in place of an earlier result. The result stays whole, and the
+    plans are cut where both have no room; of hundreds of jobs those that failed stand first."""
     opening, closing = _RESULT
     before, found, after = text.partition(opening + "\n")
     if found:
@@ -121,21 +133,39 @@ def with_result(text: str, results: Sequence[Result], limit: int = WITH_RESULT) 
     failed = [item for item in results if item.error]
     going = any(item.status == "not begun" for item in results)
     done = "did not come to its end" if failed else "is under way" if going else "is done"
-    lines = [opening, f"### Applying it {done}", "", "| job | | run | time |", "| --- | --- | --- | --- |"]
-    for item in results:
+    lines = [opening, f"### Applying it {done}", ""]
+    table = ["| job | | run | time |", "| --- | --- | --- | --- |"]
+    for item in [*failed, *(item for item in results if not item.error)]:
         status = f"**{cell(item.status)}**" if item.error or item.status == "not begun" else cell(item.status)
         what = f"{status}: {cell(item.summary)}" if item.summary else status
         took = phrases.duration(item.seconds) if item.seconds is not None else ""
-        lines.append(f"| {cell(item.job)} | {what} | {cell(item.run)} | {took} |")
+        table.append(f"| {cell(item.job)} | {what} | {cell(item.run)} | {took} |")
     errors = [line for item in failed for line in ("", f"**{cell(item.job)}**", "", quote(item.error))]
     first, _, rest = text.partition("\n")
     title, _, rest = rest.partition("\n")
     if not failed and not going:
         title = title.replace(" to apply", " applied")
-    lines += ["", "What follows is the plan as it was shown before."]
-    room = limit - length(text) - length(closing) - 10
-    said = first_lines(redact("\n".join([*lines, *errors])), room)
-    return "\n".join([first, title, "", said, "", closing, "", rest.lstrip("\n")])
+    frame = length("".join([first, title, closing])) + 10
+    note = "What follows is the plan as it was shown before."
+    room = limit - frame - ENOUGH
+    while len(table) > 3 + len(failed) and length("\n".join([*lines, *table, *errors, "", note])) > room:
+        shown = 2 + len(failed) + (len(table) - len(failed) - 3) // 2  # the errors are worth more than what went well
+        table = [*table[:shown], f"| and {2 + len(results) - shown} more | | | |"]
+    said = first_lines(redact("\n".join([*lines, *table, *errors, "", note])), room)
+    rest = _first_part(rest.lstrip("\n"), limit - frame - length(said))
+    return "\n".join([first, title, "", said, "", closing, "", rest])
+
+
+def _first_part(text: str, room: int) -> str:
+    """The beginning of what follows the title, with its footer, and no section left open."""
+    if length(text) <= room:
+        return text
+    footer = text.rstrip("\n").rpartition("\n")[2]
+    end = f"\n\n</details>\n\n{_CUT} The rest is in the artefact.\n\n"
+    kept = first_lines(text, room - length(end) - (length(footer) if len(footer) < ENOUGH // 2 else 0) - 2)
+    if kept.count("<details>") == kept.count("</details>"):
+        end = end.replace("</details>\n\n", "")
+    return kept + end + (f"{footer}\n" if len(footer) < ENOUGH // 2 else "")
 
 
 # Parts ----------------------------------------------------------------------------------------------------------------
@@ -231,12 +261,29 @@ def _section(item: Planned, plan: Plan | None) -> str:
         return quote(item.error)
     if plan is None or not (item.changes or plan.notices or plan.drift):
         return ""
-    text = markdown.plan(plan).partition("\n")[2].strip()  # the title is that of the section
+    text = markdown.plan(_plain(plan)).partition("\n")[2].strip()  # the title is that of the section
     text = text.replace(
         "\nApply it with `vecrun apply PLANFILE`; it is refused if anything it touches moved by then.", ""
     )
     why = f"Planned because of: {', '.join(map(cell, item.why))}.\n\n" if item.why else ""
-    return why + harmless(text)
+    said = f"{quote(plan.description)}\n\n" if plan.description else ""
+    return why + said + harmless(text)
+
+
+def _plain(plan: Plan) -> Plan:
+    """The plan with what people wrote into a job or a rule as text: no heading, link or list of theirs looks like ours."""
+
+    def escaped(text: str) -> str:
+        return cell(text).replace("\\|", "|")  # in a table it is escaped once more
+
+    notices = [
+        item.model_copy(
+            update={"accepted": escaped(item.accepted) if item.accepted else item.accepted}
+            | ({"message": escaped(item.message)} if item.code.startswith("VP") else {})
+        )
+        for item in plan.notices
+    ]
+    return plan.model_copy(update={"description": "", "notices": tuple(notices)})
 
 
 def _frame(item: Planned, folder: str) -> tuple[str, str, str]:

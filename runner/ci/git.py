@@ -93,7 +93,13 @@ class Repository:
             return []
         found = self._git("status", "--porcelain=v1", "-z", "--no-renames", "--untracked-files=all", "--", *at)
         lines = [line for line in found.decode("utf-8", "surrogateescape").split("\0") if line]
-        return sorted(line[3:].removeprefix(self.prefix) for line in lines)
+        names = (line[3:].removeprefix(self.prefix) for line in lines)
+        return sorted(name.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for name in names)
+
+    def tracked(self, path: str) -> bool:
+        """Whether git keeps a file of the workspace."""
+        at = posixpath.normpath(self.prefix + path)
+        return bool(self._git("ls-files", "-z", "--", f":(top,literal){at}"))
 
     def _inside(self, path: str) -> str | None:
         at = posixpath.normpath(path)

@@ -14,7 +14,7 @@ from typing import Any
 
 from runner import __version__, commands
 from runner.ci import bundle as bundles
-from runner.ci import changes, git
+from runner.ci import changes, git, renaming
 from runner.ci.bundle import Bundle, Planned
 from runner.ci.document import LIMIT, document
 from runner.commands.context import Context
@@ -67,11 +67,18 @@ def plan_change(
         Planned(job=item.job, file=repository.prefix + item.file, kind="", error=redact(item.why))
         for item in change.broken
     ]
-    jobs = tuple(sorted((*planned, *renamed, *stuck), key=lambda item: (item.job, item.file)))
+    jobs = tuple(
+        item.model_copy(update={"parts": dict(new.jobs[item.job].parts)}) if item.job in new.jobs else item
+        for item in sorted((*planned, *renamed, *stuck), key=lambda item: (item.job, item.file))
+    )
     made = Bundle(
         tool_version=__version__, base=parted, head=head, workspace=repository.workspace,
         environment=context.settings.environment, inputs=new.digest(item.job for item in jobs), jobs=jobs,
-        removed=change.removed, notes=(*change.notes, *_left_running(context, change.removed), *_not_committed(repository, new)),
+        removed=change.removed,
+        notes=(
+            *change.notes, *_left_running(context, change.removed), *_not_committed(repository, new),
+            *(line for item in renamed for line in renaming.asked(context.settings, item)),
+        ),
     )  # fmt: skip
     return Planning(made.sealed(key), plans)
 
@@ -79,23 +86,32 @@ def plan_change(
 def write(context: Context, made: Planning, folder: Path) -> list[Path]:
     """Lay out the plans in a folder: JSON, Markdown and HTML of each, the document, ci.json. What an earlier call left there
     goes. Returns the files."""
+    try:
+        return _write(context, made, folder)
+    except OSError as exc:
+        raise VecrunError(
+            "The plans cannot be written", f"{folder}: {exc.strerror or exc}", "--out names a folder that can be made"
+        ) from exc
+
+
+def _write(context: Context, made: Planning, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     _clear(folder)
-    written = []
+    texts = dict[Path, str]()
     for item in made.bundle.jobs:
         if not item.plan:
             continue
         plan, at = made.plans[item.job], folder / item.plan
-        for path, text in (
-            (at, plan.dumps()),
-            (at.with_suffix(".md"), redact(markdown.plan(plan))),
-            (at.with_suffix(".html"), html.plan(plan, str(at))),
-        ):
-            write_atomically(path, text)
-            written.append(path)
-    write_atomically(folder / bundles.DOCUMENT, made.document(str(folder)))
-    bundles.write(folder, made.bundle, context.settings.signing_key)  # last: with it the folder is whole
-    return [*written, folder / bundles.DOCUMENT, folder / bundles.NAME]
+        texts[at] = plan.dumps()
+        texts[at.with_suffix(".md")] = redact(markdown.plan(plan))
+        texts[at.with_suffix(".html")] = html.plan(plan, str(at))
+    texts[folder / bundles.DOCUMENT] = made.document(str(folder))
+    for path, text in texts.items():
+        write_atomically(path, text)
+    files = {path.name: bundles.content(path.read_bytes()) for path in texts}
+    # last: with it the folder is whole
+    bundles.write(folder, made.bundle.model_copy(update={"files": files}), context.settings.signing_key)
+    return [*texts, folder / bundles.NAME]
 
 
 def outputs(bundle: Bundle) -> dict[str, str]:
@@ -176,7 +192,8 @@ def _renames(
         if why:
             stuck.append(planned.model_copy(update={"error": why}))
         else:
-            moving.append(planned.model_copy(update={"renamed_from": item.old, "usd": 0.0}))
+            serial = context.states.version(item.old).serial
+            moving.append(planned.model_copy(update={"renamed_from": item.old, "serial": serial, "usd": 0.0}))
     return moving, stuck
 
 

@@ -19,6 +19,8 @@ LITTLE_ROOM = "VI130"
 UNREADABLE = "VI131"
 SHARED = "VB114"
 FUTURE = "VI144"
+#: Free space that is left alone, in bytes: for the manifest and the log.
+SPARE = 1 << 20
 #: Backups whose manifests are read to see whose a folder is.
 _LOOKED_AT = 10
 
@@ -79,7 +81,7 @@ def shared(objects: Objects, folder: BackupFolder, job: str, environment: str, l
         f"{name} of job {whose}, {f'environment {env}' if env else 'no environment'}"
         + (", another workspace" if (whose, env) == (job, environment) else "")
         for (whose, env, line), name in origins(objects, folder).items()
-        if (whose, env) != (job, environment) or line not in ("", lineage)
+        if (env, line) != (environment, lineage) and ((whose, env) != (job, environment) or line)
     ]
     if not others:
         return []
@@ -93,8 +95,9 @@ def shared(objects: Objects, folder: BackupFolder, job: str, environment: str, l
 def room_problems(objects: Objects, folder: BackupFolder, needed: int, *, shared: bool) -> list[Notice]:
     """Whether there is room for so many bytes; `shared`: most of them may be there already."""
     free = objects.free()
-    if free is None or needed <= free:
+    if free is None or needed + SPARE <= free:
         return []
+    needed += SPARE
     message = f"about {needed:,} bytes are needed, and {free:,} are free"
     if shared:
         message += "; files of earlier backups that did not change are not written again"

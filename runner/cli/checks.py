@@ -42,24 +42,30 @@ def lint(context: Context, paths: tuple[Path, ...], strict: bool, as_json: bool)
 @click.option("--format", "form", type=click.Choice(["text", "markdown", "json"]), default="text", show_default=True)
 @options
 def drift(context: Context, jobs: tuple[str, ...], form: str, as_json: bool) -> None:
-    """What moved since jobs were applied, and is not expected (drift in vecrun.yaml); exit code 2 when something did."""
+    """What moved since jobs were applied, and is not expected (drift in vecrun.yaml).
+
+    Exit code 2 when something did; 1 when nothing did, but some jobs could not be looked at.
+    """
     from runner import commands
     from runner.report import checks, to_json
 
-    found = commands.movements(context, jobs)
+    looked = commands.movements(context, jobs)
+    found, errors = looked.jobs, {job: str(error) for job, error in looked.errors.items()}
     unexpected = {job: [item.text for item in moved if not item.expected] for job, moved in found.items()}
-    notes = commands.foreign(context, found)
+    notes = commands.foreign(context, found) if found else []
     for line in notes if form != "markdown" else ():
         click.echo(f"Note: {line}", err=True)
     if as_json or form == "json":
         changes = {job: [vars(item) for item in moved] for job, moved in found.items()}
-        click.echo(to_json("drift", {"jobs": unexpected, "changes": changes, "notes": notes}))
+        click.echo(to_json("drift", {"jobs": unexpected, "changes": changes, "notes": notes, "error": errors}))
     elif form == "markdown":
-        show(checks.drift_document(found, notes, context.settings.environment).rstrip())
+        show(checks.drift_document(found, notes, context.settings.environment, errors).rstrip())
     else:
-        show(checks.drift(found))
+        show(checks.drift(found, errors))
     if any(unexpected.values()):
         sys.exit(2)
+    if errors:
+        sys.exit(1)
 
 
 @cli.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,6 +113,17 @@ def ci_comment(
     click.echo(to_json("ci_comment", done)) if as_json else show(text)
 
 
+def _moment(_ctx: click.Context, _param: click.Parameter, value: str | None) -> datetime | None:
+    """A moment with its time zone, as the events of a host carry it."""
+    try:
+        found = datetime.fromisoformat(value) if value is not None else None
+    except ValueError as exc:
+        raise click.BadParameter(f"{value!r} is no moment such as 2026-11-20T12:00:00Z") from exc
+    if found is not None and found.tzinfo is None:
+        raise click.BadParameter(f"{value!r} names no time zone, such as Z")
+    return found
+
+
 @ci.command("apply")
 @click.argument("folder", metavar="[DIR]", required=False, type=click.Path(file_okay=False, path_type=Path))
 @click.option("--base", default="", metavar="REF", help="Instead of DIR: plan again what differs from REF.")
@@ -121,10 +133,15 @@ def ci_comment(
     "--approved-by", "approvals", multiple=True, metavar="NAME",
     help="Who approved it, beside those that the host names, where a policy asks for it; once for each.",
 )  # fmt: skip
+@click.option(
+    "--since", callback=_moment, metavar="TIME",
+    help="When it was asked for, such as 2026-11-20T12:00:00Z: plans that were shown later are refused.",
+)  # fmt: skip
+@click.option("--require-signature", "signed", is_flag=True, help="Refuse plans that are not signed.")
 @options
 def ci_apply(
     context: Context, folder: Path | None, base: str, pr: int | None, name: str | None, repository: str, head: str,
-    approvals: tuple[str, ...], as_json: bool,
+    approvals: tuple[str, ...], since: datetime | None, signed: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Apply exactly the plans that the pull request shows, and say in its comment how it went.
 
@@ -136,7 +153,12 @@ def ci_apply(
 
     if (folder is None) == (not base):
         raise click.UsageError("Give DIR or --base")
-    review = applying.Review(hosts.choose(name or "", repository), pr, head, approvals)
+    if signed and folder is None:
+        raise click.UsageError("--require-signature is for saved plans: give DIR")
+    host = hosts.choose(name or "", repository)
+    if since is not None and host is None:
+        raise click.UsageError("--since is compared with a comment, and no host is known here: --host github")
+    review = applying.Review(host, pr, head, approvals, since, signed)
     shown = applying.saved(context, folder, review) if folder is not None else _again(context, base, review)
     with stoppable() as stop:
 

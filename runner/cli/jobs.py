@@ -62,6 +62,8 @@ def validate(context: Context, paths: tuple[Path, ...], as_json: bool) -> None:
         click.echo(to_json("validation", result))
     else:
         click.echo(text.validation(result), err=bool(result.problems))
+        for folder in result.linked:
+            click.echo(f"Note: {folder} is a link to a folder, and job files in it are not looked at", err=True)
     if result.problems:
         sys.exit(14)
 

@@ -143,7 +143,9 @@ def state_mv(context: Context, old: str, new: str, as_json: bool) -> None:
     if not done.unchanged:
         show(f"No file in jobs/ describes {new} as it was applied, so it plans as changed.")
     if done.kind == "VectorBackup":
-        show("Backups made so far carry the old name: vecrun gc does not remove them by the rules of keep.")
+        show(
+            "Backups made so far count for the rules of keep, in the same folder. Without to.folder it is another one now."
+        )
 
 
 @state.command("rm")

@@ -20,7 +20,7 @@ _VERBS = {
     "failed": ("Documents", "Failures", "documents", "failures", "plan_retry"),
     "models": ("Found", "ModelCheck", "model_check", "search"),
     "refusals": ("refuse_blocked", "refuse_policies"),
-    "comparison": ("Verified", "drift", "foreign", "movements", "verify"),
+    "comparison": ("Movements", "Verified", "drift", "foreign", "movements", "verify"),
     "history": ("RunStatus", "control", "left_behind", "logs", "runs", "status", "stopped"),
     "working": ("crew", "patient_ledger", "queued", "require_broker", "work"),
     "operation": ("ConnectionTest", "check_connections", "check_notifications"),

@@ -12,7 +12,7 @@ from runner.actors import Embedded, Progress
 from runner.commands.backups import backups_of, tables_of
 from runner.commands.context import Context, job_of
 from runner.commands.execution import no_progress
-from runner.errors import Interrupted, NotFound, PlanRefused, VerificationFailed
+from runner.errors import Interrupted, NotFound, PlanRefused, VecrunError, VerificationFailed
 from runner.executor import Run
 from runner.executor.verify import copied_by
 from runner.ledger import UNLIMITED
@@ -109,6 +109,14 @@ def verify(
         return verified
 
 
+@dataclass(frozen=True)
+class Movements:
+    """What moved since each job was applied, and why some jobs could not be looked at: job -> error."""
+
+    jobs: dict[str, list[planner.Moved]]
+    errors: dict[str, VecrunError]
+
+
 def foreign(context: Context, jobs: Iterable[str] = ()) -> list[str]:
     """Jobs whose state came from elsewhere, so that `drift` sees less of them: a sentence each."""
     with context.ledger(reading=True) as ledger:
@@ -118,23 +126,34 @@ def foreign(context: Context, jobs: Iterable[str] = ()) -> list[str]:
 
 
 def drift(context: Context, jobs: Iterable[str] = ()) -> dict[str, list[str]]:
-    """What moved since each job was applied and is not expected: job -> sentences."""
+    """What moved since each job was applied and is not expected: job -> sentences. Raises when a job could not be looked
+    at."""
     found = movements(context, jobs)
-    return {job: [item.text for item in moved if not item.expected] for job, moved in found.items()}
+    for error in found.errors.values():
+        raise error
+    return {job: [item.text for item in moved if not item.expected] for job, moved in found.jobs.items()}
 
 
-def movements(context: Context, jobs: Iterable[str] = ()) -> dict[str, list[planner.Moved]]:
+def movements(context: Context, jobs: Iterable[str] = ()) -> Movements:
     """What moved since each job was applied; what `drift.ignore` of vecrun.yaml expects is marked. A job that is not applied
-    has nothing."""
-    found: dict[str, list[planner.Moved]] = {}
+    has nothing. One that cannot be looked at keeps none of the others from it."""
+    found = Movements({}, {})
     with context.ledger(reading=True) as ledger:
         names = [job_of(context, ledger, job) for job in jobs] or context.states.jobs()
         for name in names:
-            state = context.states.load(name)
-            if state.status != "applied":
-                found[name] = []
-                continue
-            plan = planner.applied_plan(state, ledger)
-            with World(context.settings, "read", plan.inline if plan is not None else None) as world:
-                found[name] = planner.movements(state, ledger, world)
+            try:
+                found.jobs[name] = _movements(context, name, ledger)
+            except Interrupted:
+                raise
+            except VecrunError as exc:
+                found.errors[name] = exc
     return found
+
+
+def _movements(context: Context, job: str, ledger: Sweeper) -> list[planner.Moved]:
+    state = context.states.load(job)
+    if state.status != "applied":
+        return []
+    plan = planner.applied_plan(state, ledger)
+    with World(context.settings, "read", plan.inline if plan is not None else None) as world:
+        return planner.movements(state, ledger, world)

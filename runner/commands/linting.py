@@ -15,7 +15,7 @@ from typing import Any
 
 from runner.clauses.lint import NO_LIMIT
 from runner.commands.context import Context, load
-from runner.commands.validation import job_files, validate
+from runner.commands.validation import job_files, linked_folders, validate
 from runner.errors import Diagnostic, InvalidFile, NotFound
 from runner.kinds import KINDS, kind_module
 from runner.policies import fits
@@ -30,9 +30,11 @@ SHORT_RETENTION = "VW104"
 UNUSED = "VW105"
 NO_SUCH_JOB = "VW106"
 SECRET = "VW107"  # noqa: S105
+MADE_TWICE = "VW108"
+LINKED = "VW109"
 #: What only lint asks a job to accept, of any kind; a plan tells it, if at all, for information.
 SILENCED = frozenset(
-    {"VB104", "VB106", "VB109", "VB110", "VB111", "VB112", NO_LIMIT, NO_DESCRIPTION, SHORT_RETENTION}
+    {"VB104", "VB106", "VB109", "VB110", "VB111", "VB112", NO_LIMIT, NO_DESCRIPTION, SHORT_RETENTION, MADE_TWICE}
 )  # fmt: skip
 #: Providers that take money.
 PAID = ("openai",)
@@ -109,6 +111,14 @@ def lint(context: Context, paths: Iterable[Path] = ()) -> Linted:
             jobs.append(load(context, path))
     for job in jobs:
         found += _of_job(context, job)
+    found += _made_twice(jobs)
+    for folder in linked_folders(given or [context.settings.root / "jobs"]):
+        message = "this is a link to a folder, and job files in it are not looked at"
+        found.append(
+            Finding(
+                LINKED, "warning", str(folder), 0, 0, "", message, "make it a folder, or name it: vecrun lint FOLDER"
+            )
+        )
     if whole:
         found += _of_workspace(context)
         if not given and not problems:
@@ -151,6 +161,30 @@ def _of_job(context: Context, job: Job) -> Iterator[Finding]:
     wanted = [code for rule in context.settings.workspace.policies.rules for code in rule.require.accepted]
     yield from _acceptances(job, accept, module.ACCEPTABLE | SILENCED, tuple(wanted))
     yield from _secrets(job.document)
+
+
+def _made_twice(jobs: list[Job]) -> Iterator[Finding]:
+    """Collections that several jobs would create: whichever is applied second finds it there."""
+    first: dict[tuple[str, str], Job] = {}
+    for job in jobs:
+        for at, connection, collection in _created(job):
+            other = first.setdefault((connection, collection), job)
+            if other is not job:
+                message = f"{connection}/{collection} is what job {other.name} creates, too ({other.document.file})"
+                accepted = next((item.reason for item in job.spec.accept if item.code == MADE_TWICE), "")  # type: ignore[attr-defined]
+                yield _warning(job.document, at, MADE_TWICE, message, "give it another name", accepted)
+
+
+def _created(job: Job) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
+    """(field, connection, name) of the collections that a job creates, as far as its file says so."""
+    spec: Any = job.spec
+    if job.kind == "VectorMigration" and isinstance(spec.target, str):
+        for number, rule in enumerate(spec.rules):
+            if not set("*?[") & set(rule.from_):
+                yield ("spec", "collections", number), spec.target, rule.to.replace("{name}", rule.from_)
+    if job.kind == "Reembedding" and not spec.in_place:
+        name = spec.to.replace("{name}", spec.collection).replace("{model}", spec.model)
+        yield ("spec", "to" if "to" in job.document.data["spec"] else "collection"), spec.connection, name
 
 
 def _unlimited(context: Context, job: Job, warning: Any) -> Iterator[Finding]:

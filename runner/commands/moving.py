@@ -34,8 +34,10 @@ class Moved:
 
 def move_state(context: Context, old: str, new: str) -> Moved:
     """Give the state and the runs of job `old` to job `new`. Its collections are not touched. NotFound; LockHeld while a run
-    of either is at work; VecrunError when one is unfinished, or `new` has a state of its own. Repeating it is harmless."""
+    of either is at work; VecrunError when one is unfinished, the names are the same, or `new` has a state of its own.
+    Repeating it is harmless."""
     _check_name(new)
+    _refuse_the_same(context, old, new)
     seconds = context.settings.workspace.limits.lease_seconds
     with context.ledger() as ledger:
         lease = ledger.acquire([f"job:{old}", f"job:{new}"], f"state-mv-{uuid.uuid4().hex[:8]}", seconds)
@@ -70,6 +72,18 @@ def _check_name(name: str) -> None:
         raise VecrunError("This is no name of a job", repr(name), exc.errors()[0]["msg"]) from exc
     if name == SERVING:
         raise VecrunError("This is no name of a job", "serving is the name of the serving pointers")
+
+
+def _refuse_the_same(context: Context, old: str, new: str) -> None:
+    """Names that differ only in upper and lower case are one file on some systems: removing the old would remove the new."""
+    if new == old:
+        raise VecrunError("A job has this name already", new, "Give another name. Nothing was changed")
+    alike = [name for name in {old, *context.states.jobs()} - {new} if name.casefold() == new.casefold()]
+    if alike:
+        raise VecrunError(
+            "The name differs only in upper and lower case", f"{new}, and there is {alike[0]}",
+            "Give another name; or go by way of one: vecrun state mv twice",
+        )  # fmt: skip
 
 
 def _present(context: Context, job: str) -> State | None:

@@ -18,16 +18,18 @@ from runner.world import connection_model
 
 @dataclass(frozen=True)
 class Validation:
-    """What was checked and every problem found."""
+    """What was checked and every problem found. `linked`: folders that are links, in which nothing was looked for."""
 
     files: tuple[str, ...]
     problems: tuple[Diagnostic, ...]
+    linked: tuple[str, ...] = ()
 
 
 def validate(context: Context, paths: Iterable[Path]) -> Validation:
     """Check job files (folders: all *.yaml and *.yml below) offline, that the connections they name exist, and that policies
     name what there is. vecrun.yaml itself was checked when it was opened, and may be among the paths."""
     settings_file = (context.settings.root / FILE_NAME).resolve()
+    paths = [*paths]
     files = [path for path in job_files(paths) if path.resolve() != settings_file]
     problems = policies.problems(context.settings)
     names: dict[str, Path] = {}
@@ -60,11 +62,12 @@ def validate(context: Context, paths: Iterable[Path]) -> Validation:
                         ("spec", role.strip("()"), "type"), f"no such store type: {exc.detail}", exc.hint
                     )
                 )
-    return Validation(tuple(str(path) for path in files), tuple(problems))
+    linked = tuple(str(path) for path in linked_folders(paths))
+    return Validation(tuple(str(path) for path in files), tuple(problems), linked)
 
 
 def job_files(paths: Iterable[Path]) -> Iterable[Path]:
-    """Files, and all *.yaml and *.yml below folders. NotFound."""
+    """Files, and all *.yaml and *.yml below folders; links to folders are not followed: they may lead anywhere. NotFound."""
     for path in paths:
         if path.is_dir():
             yield from sorted(item for item in path.rglob("*") if item.suffix in (".yaml", ".yml"))
@@ -72,6 +75,13 @@ def job_files(paths: Iterable[Path]) -> Iterable[Path]:
             yield path
         else:
             raise NotFound("No such file", str(path))
+
+
+def linked_folders(paths: Iterable[Path]) -> list[Path]:
+    """Links to folders below these folders: `job_files` does not follow them."""
+    return sorted(
+        item for path in paths if path.is_dir() for item in path.rglob("*") if item.is_symlink() and item.is_dir()
+    )
 
 
 def _strings(data: Any, at: tuple[str | int, ...] = ()) -> Iterable[tuple[tuple[str | int, ...], str]]:

@@ -76,7 +76,7 @@ FILES = {
     "jobs/.gitkeep": "",
     ".gitignore": "/.demo/\n/pr/\n/state/\n",
 }
-AUTHOR, REVIEWER, PIPELINE = "ada", "bob", "pipeline[bot]"
+AUTHOR, REVIEWER, PIPELINE = "ada", "bob", "github-actions[bot]"
 #: What tells a program that it is a step of a pipeline; the demo may be one itself.
 OUTSIDE = (
     "GITHUB_OUTPUT",

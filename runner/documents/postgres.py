@@ -47,6 +47,13 @@ _IN_QUOTES = re.compile(rf'(?:({_PART}|[^".]+)\.)?({_PART})|({_PART})\.([^".]+)'
 #: From the first quotation mark of a message to the last, in whatever language; a value may hold some, too.
 _VALUES = re.compile("[\"“”„«»‘’'].*[\"“”„«»‘’']", re.DOTALL)
 _HEX = re.compile(r"0x[0-9a-f]{2}(?: 0x[0-9a-f]{2})*")
+#: libpq gives no SQLSTATE for a connection that the server refuses, only its text.
+_REFUSED_LOGIN = re.compile(
+    r"authentication failed|no password supplied|no pg_hba.conf entry|not permitted to log in|certificate"
+    r"|role .* does not exist|permission denied for database|SSL was required|does not support SSL",
+    re.IGNORECASE,
+)
+_NO_DATABASE = re.compile(r"database \".*\" does not exist")
 _LINE = re.compile(r"(COPY [^,]+, line \d+)")
 
 
@@ -165,6 +172,10 @@ def translated(place: str) -> Iterator[None]:
             or (not code and isinstance(exc, psycopg.OperationalError | psycopg.InterfaceError))
         ):
             kind = Transient
+        no_login = code[:2] == "28" or (not code and _REFUSED_LOGIN.search(text) is not None)
+        no_database = code[:2] == "3D" or (not code and _NO_DATABASE.search(text) is not None)
+        if no_login or no_database:
+            kind = Permanent
         summary, hint = "PostgreSQL refuses", ""
         if code == "22021":
             kind, summary = NotUnicode, "There is text that is no UTF-8, so that it could not be restored"
@@ -175,6 +186,10 @@ def translated(place: str) -> Iterator[None]:
             summary, hint = "A lock could not be had in time", "Stop what works on the table, or try again later."
         elif code in ("42P01", "3F000"):
             kind, summary = NotFound, "No such table"
+        elif no_database:
+            summary, hint = "The database does not exist", "Check the name in the url."
+        elif no_login:
+            summary, hint = "The server refuses the login", "Check user, password and pg_hba.conf."
         elif kind is Transient:
             summary, hint = "PostgreSQL did not answer", "Is the server running there?"
         raise kind(summary, f"{place}: {text}", hint) from exc

@@ -132,8 +132,9 @@ def find(
                         left.append(f"backups in {place} are not looked for: the connection points somewhere else now")
                         continue
                     there = _look(world.objects(place.connection), place.folder)
-                one = _choose(ledger, job, plan.lineage, place, rules, there, needed, now)
-                left += _left_alone(job, plan.lineage, place, rules, there, now)
+                mine = _mine(ledger, job, plan.lineage, there)
+                one = _choose(ledger, job, mine, place, rules, there, needed, now)
+                left += _left_alone(job, mine, plan.lineage, place, rules, there, now)
                 if not one.empty:
                     found.append(one)
             except VecrunError as exc:
@@ -216,19 +217,32 @@ def _look(objects: Objects, folder: str) -> _Folder:
     return _Folder(backups, leaving, files | parts, frozenset(parts))
 
 
+def _mine(ledger: Sweeper, job: str, lineage: str, there: _Folder) -> set[str]:
+    """Ids of the backups of a job. `state mv` keeps the lineage and gives the runs to the new name: the ledger knows whose
+    a run is by now, also when another job has got the old name. A run that it does not know is of the job that it names."""
+    owners = {row["run"]: row["job"] for row in ledger.runs_of()}
+    return {
+        name for name, backup in there.backups.items()
+        if backup.lineage == lineage and owners.get(backup.run, backup.job) == job
+    }  # fmt: skip
+
+
 def _left_alone(
-    job: str, lineage: str, place: BackupFolder, rules: dict[str, Keep | None], there: _Folder, now: datetime
-) -> list[str]:
+    job: str, mine: set[str], lineage: str, place: BackupFolder, rules: dict[str, Keep | None], there: _Folder,
+    now: datetime,
+) -> list[str]:  # fmt: skip
     """Backups that the rules do not look at, and why; and those that count for none, because files are missing."""
     others: dict[str, list[str]] = {}
     found = list[str]()
     for name, backup in sorted(there.backups.items()):
-        if backup.job != job or backup.form not in rules:
+        if (name not in mine and backup.job != job) or backup.form not in rules:
             others.setdefault(f"they are of {backup.origin}", []).append(name)
         elif not backup.lineage:
             others.setdefault("their manifests do not say which workspace and environment made them", []).append(name)
         elif backup.lineage != lineage:
             others.setdefault(f"they are of {backup.origin}, of another workspace or environment", []).append(name)
+        elif name not in mine:
+            others.setdefault("the job that made them has another name now", []).append(name)
         elif manifest.ahead(name, now):
             others.setdefault("their time is in the future", []).append(name)
         elif bad := there.missing(backup):
@@ -241,12 +255,12 @@ def _left_alone(
 
 
 def _choose(
-    ledger: Sweeper, job: str, lineage: str, place: BackupFolder, rules: dict[str, Keep | None], there: _Folder,
+    ledger: Sweeper, job: str, ids: set[str], place: BackupFolder, rules: dict[str, Keep | None], there: _Folder,
     needed: _Needed, now: datetime,
 ) -> OldBackups:  # fmt: skip
     kept: dict[str, tuple[str, ...]] = {}
     for form, keep in rules.items():
-        mine = [item for item in there.backups.values() if (item.job, item.lineage, item.form) == (job, lineage, form)]
+        mine = [item for name, item in there.backups.items() if name in ids and item.form == form]
         kept |= decide((Kept.of(item, damaged=bool(there.missing(item))) for item in mine), keep, now)
     for name in kept:
         backup = there.backups[name]

@@ -96,7 +96,7 @@ def build(job: Job, settings: Settings, ledger: Ledger, states: States, *, unpin
             steps=tuple(draft.steps),
             notices=tuple(draft.notices),
             drift=moved,
-            retention=draft.retention or settings.workspace.state.retention,
+            retention=draft.retention or settings.state.retention,
         )
         return judged(plan, settings, {item.code: item.reason for item in getattr(job.spec, "accept", ())})
 

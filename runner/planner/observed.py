@@ -16,6 +16,7 @@ from runner.plan import (
     SwitchAlias,
     loads,
 )
+from runner.policies import segment
 from runner.spec import digest
 from runner.state import State
 from runner.world import World
@@ -166,7 +167,8 @@ def _parts(old: Any, new: Any, at: str = "") -> dict[str, tuple[str, str]]:
     if isinstance(old, dict) and isinstance(new, dict):
         found: dict[str, tuple[str, str]] = {}
         for key in [*old, *(key for key in new if key not in old)]:
-            found |= _parts(old.get(key), new.get(key), f"{at}.{key}" if at else key)
+            part = segment(str(key))
+            found |= _parts(old.get(key), new.get(key), f"{at}.{part}" if at else part)
         return found
     return {at: (_value(old), _value(new))}
 

@@ -35,28 +35,34 @@ def _finding(item: Finding) -> str:
     return f"{place}: {word}{code}:{field} {item.message}{ending}"
 
 
-def drift(found: dict[str, list[Moved]]) -> str:
-    """Job by job what moved."""
+def drift(found: dict[str, list[Moved]], errors: dict[str, str] | None = None) -> str:
+    """Job by job what moved, and why it is not known."""
     lines = []
     for job, moved in found.items():
         unexpected = [item for item in moved if not item.expected]
         lines.append(f"{job}: " + ("moved since it was applied" if unexpected else "nothing moved"))
         lines += [f"  ~ {item.text}" for item in unexpected]
         lines += [f"  · expected: {item.text}" for item in moved if item.expected]
-    return "\n".join(lines) if found else "No job was applied yet."
+    lines += [f"{job}: could not be looked at: {error}" for job, error in (errors or {}).items()]
+    return "\n".join(lines) or "No job was applied yet."
 
 
-def drift_document(found: dict[str, list[Moved]], notes: list[str], environment: str = "") -> str:
+def drift_document(
+    found: dict[str, list[Moved]], notes: list[str], environment: str = "", errors: dict[str, str] | None = None
+) -> str:
     """The same as a Markdown document: what to look at first, then a section for each job."""
     moved = [job for job, items in found.items() if any(not item.expected for item in items)]
     where = f" in environment {environment}" if environment else ""
     lines = ["# Drift" + where, ""]
-    if not found:
+    if errors:
+        what = f"{len(errors):,} of {phrases.counted(len(found) + len(errors), 'job')}"
+        lines += [f"**{what}: could not be looked at.** {', '.join(_code(job) for job in errors)}", ""]
+    if not found and not errors:
         lines += ["No job was applied yet.", ""]
     elif moved:
         what = f"{len(moved):,} of {phrases.counted(len(found), 'job')}"
         lines += [f"**{what}: the world is not as it was left.** {', '.join(_code(job) for job in moved)}", ""]
-    else:
+    elif found:
         lines += [f"{phrases.counted(len(found), 'job')}: nothing moved.", ""]
     for job, items in found.items():
         unexpected = [item for item in items if not item.expected]
@@ -68,6 +74,8 @@ def drift_document(found: dict[str, list[Moved]], notes: list[str], environment:
         expected = [item for item in items if item.expected]
         if expected:
             lines += ["Expected (`drift` in vecrun.yaml):", "", *(f"- {_cell(item.text)}" for item in expected), ""]
+    for job, error in (errors or {}).items():
+        lines += [f"## {_code(job)}", "", f"Could not be looked at: {_cell(error)}", ""]
     if notes:
         lines += ["## Seen in part", "", *(f"- {_cell(note)}" for note in notes), ""]
     return "\n".join(lines).rstrip() + "\n"

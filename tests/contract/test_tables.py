@@ -674,6 +674,19 @@ def test_nothing_is_emptied_when_a_row_came_after_the_backup(nightly: Nightly) -
     assert (nightly.count(), [item.rows for item in nightly.backups()[-1].tables]) == (0, [3, 201])
 
 
+def test_a_login_that_may_empty_and_not_fill_again_is_told(opened: Opened, tmp_path: Path, filled: str) -> None:
+    servers.sql(
+        filled, "CREATE ROLE empties LOGIN", "GRANT SELECT, TRUNCATE ON ALL TABLES IN SCHEMA public TO empties",
+        "GRANT USAGE, CREATE ON SCHEMA public TO empties",
+    )  # fmt: skip
+    try:
+        url = filled.replace("postgres:@", "empties:@")
+        told = run("plan", opened(tmp_path / "to", url).ws.job)
+        assert "GRANT INSERT ON public.points before it is needed" in told.output
+    finally:
+        servers.sql(filled, "DROP OWNED BY empties", "DROP ROLE empties")
+
+
 def test_a_table_that_fails_halfway_stops_no_other_and_nothing_is_emptied(nightly: Nightly) -> None:
     servers.sql(
         nightly.url, "CREATE TYPE colour AS ENUM ('red', 'blue')", "ALTER TABLE parents ADD COLUMN colour colour",
@@ -684,6 +697,7 @@ def test_a_table_that_fails_halfway_stops_no_other_and_nothing_is_emptied(nightl
     failed = run("apply", nightly.ws.job, "--auto-approve")
     assert failed.exit_code == 3, failed.output
     assert "1 of 2 tables could not be backed up" in failed.output
+    assert "The others are kept" in failed.output
     assert "invalid internal value for enum" in failed.output
     (backup,) = nightly.backups()
     parents, points = backup.tables
@@ -741,6 +755,7 @@ def test_a_disk_that_is_too_small(opened: Opened, tmp_path: Path, small_disk: Pa
     refused = run("apply", tmp_path / "plan.json", "--auto-approve")
     assert refused.exit_code == 1, refused.output
     assert "There is not enough room for the backup" in refused.output
+    assert "give the run up: vecrun rollback nightly. Then vecrun gc" in refused.output
     assert not nightly.folder.exists()
     assert nightly.count() == 200
 

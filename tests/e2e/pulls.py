@@ -80,7 +80,7 @@ class Flow:
         return run("ci", "apply", *(options or ("plans",)))
 
     def ours(self) -> list[Any]:
-        return [item for item in self.forge.said(1) if item.author == "vecrun[bot]"]
+        return [item for item in self.forge.said(1) if item.author == "github-actions[bot]"]
 
     @property
     def text(self) -> str:
@@ -108,7 +108,7 @@ def opened(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     rights = {"ada": "write", "bob": "write", "eve": "read", "dan": "admin"}
     if not github:
         rights = {"ada": "30", "bob": "40", "eve": "20", "dan": "50"}
-    with (GitHubForge if github else GitLabForge)(remote, {TOKEN: "vecrun[bot]"}, rights) as forge:
+    with (GitHubForge if github else GitLabForge)(remote, {TOKEN: "github-actions[bot]"}, rights) as forge:
         if github:
             monkeypatch.setenv("GITHUB_REPOSITORY", "o/r")
             monkeypatch.setenv("GITHUB_API_URL", forge.url)

@@ -69,6 +69,7 @@ def test_emptied_and_restored(training: Training) -> None:
     emptied = next(item["result"] for item in result["steps"] if item["type"] == "truncate_tables")
     assert emptied["truncated"] == [{"table": POINTS, "rows_before": 20, "rows_after": 0}]
     assert (training.count(), training.count(COLLECTIONS)) == (0, 1)
+    assert f"nothing was loaded since it was emptied: {POINTS}" in ok("plan", "jobs/training.yaml")
     assert "Nothing to do." in ok(*APPLY)  # an empty table is not backed up over the one that had rows
     # the collection is still there, so that the whole backup does not fit into empty tables
     assert "if_not_empty: merge (the backup's rows win, by primary key) or replace" in refused(1, *BACK)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import make_url
 
 from runner.backups import manifest
 from runner.backups.keeping import Kept, decide
@@ -26,6 +27,7 @@ from runner.objects.storage import Objects, open_objects
 from runner.plan import Keep
 from runner.settings import LONGEST, duration_seconds, parse_duration
 from runner.spec import digest
+from tests import servers
 from tests.e2e.training import answer, ok, refused
 from tests.e2e.workspace import Workspace, run
 from tests.servers import S3
@@ -260,6 +262,40 @@ def test_gc_leaves_alone_what_another_environment_made(nightly: Nightly) -> None
     )
     (fact,) = [item for item in plan["overview"][0]["facts"] if item["label"] == "backup"]
     assert fact["before"] == f"{newest} of job kb, environment prod"
+
+
+def test_gc_counts_the_backups_of_a_job_that_has_another_name_now(nightly: Nightly) -> None:
+    nightly.fill()
+    nightly.ws.edit("jobs/kb.yaml", "{connection: backups}", "{connection: backups, folder: kb/vector_bak}")
+    old = [nightly.back_up(), nightly.back_up()]
+    nightly.ws.edit("jobs/kb.yaml", "name: kb", "name: nightly")
+    assert "count for the rules of keep" in ok("state", "mv", "kb", "nightly")
+    assert "VB114" not in codes(nightly.plan())
+    new = nightly.back_up()
+    # a job of the old name has backups of its own, of the same lineage
+    nightly.ws.write(
+        "jobs/again.yaml", KB.replace("to: {connection: backups}", "to: {connection: backups, folder: kb/vector_bak}")
+    )
+    again = str(answer("apply", "jobs/again.yaml", "--auto-approve")["steps"][-1]["result"]["backup"])
+    ok("gc", "--auto-approve")
+    assert nightly.ids() == sorted([new, again])
+    assert not set(old) & set(nightly.ids())
+
+
+@pytest.mark.parametrize(
+    ("user", "database", "said"),
+    [("nobody", "postgres", "The server refuses the login"), ("postgres", "nosuch", "The database does not exist")],
+)
+def test_a_wrong_login_and_a_missing_database_are_called_so(
+    nightly: Nightly, pg_url: str, user: str, database: str, said: str
+) -> None:
+    url = make_url(servers.database(pg_url, database)).set(username=user).render_as_string(hide_password=False)
+    nightly.ws.write(
+        "vecrun.yaml", SETTINGS.replace("environments:", f"  db: {{type: sql, url: '{url}'}}\nenvironments:")
+    )
+    nightly.ws.edit("jobs/kb.yaml", "collections: {connection: a}", "tables: {connection: db, truncate: [x]}")
+    failed = run("plan", "jobs/kb.yaml")
+    assert (failed.exit_code, said in failed.stderr) == (1, True), failed.output
 
 
 def test_gc_leaves_alone_what_says_no_lineage(nightly: Nightly) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from runner.ci import bundle as bundles
+from runner.ci import changes
 from runner.ci.document import parse_marker
 from tests.e2e.pulls import JOB, Flow, github, grow, head, merge, moved
 from tests.e2e.workspace import SETTINGS, run
@@ -92,6 +95,7 @@ def test_a_stale_plan_is_refused_at_the_merge_with_the_difference(flow: Flow) ->
     done = flow.apply()
     assert done.exit_code == 12
     assert "not what the plans were made from" in done.output
+    assert "move: not as it was planned: connection b" in done.output
     assert moved(flow) == 0
     assert "did not come to its end" in flow.text
     assert "refused" in flow.text
@@ -151,19 +155,26 @@ def test_another_environment_and_another_commit(flow: Flow) -> None:
 
 
 @github
-@pytest.mark.parametrize("name", ["ci.json", "move.json"])
+@pytest.mark.parametrize("name", ["ci.json", "move.json", "move.md", "move.html", "comment.md"])
 def test_one_byte(flow: Flow, name: str) -> None:
     """Wherever it is; a few places of each file."""
     flow.shown()
     path = flow.ws.root / "plans" / name
     whole = path.read_bytes()
-    for place in range(5, len(whole) - 5, max(1, len(whole) // 12)):
+    for place in range(5, len(whole) - 5, max(1, len(whole) // (12 if name.endswith(".json") else 2))):
         if not chr(whole[place]).isalnum():
             continue
         other = b"0" if whole[place : place + 1] != b"0" else b"1"
         path.write_bytes(whole[:place] + other + whole[place + 1 :])
         done = flow.apply()
         assert done.exit_code == 12, (place, whole[place - 20 : place + 20], done.output)
+    for broken in (b"", whole[: len(whole) // 2], whole[:50] + b"\xff" + whole[51:], b"[" * 100_000):
+        path.write_bytes(broken)
+        done = flow.apply()
+        assert (done.exit_code, done.exception is None or isinstance(done.exception, SystemExit)) == (12, True)
+    if name != "ci.json":
+        path.unlink()
+        assert flow.apply().exit_code == 12
     path.write_bytes(whole)
     assert moved(flow) == 0
     assert flow.apply().exit_code == 0
@@ -241,6 +252,101 @@ def test_signed_plans(flow: Flow, monkeypatch: pytest.MonkeyPatch) -> None:
     path.write_text(signed.replace(json.loads(signed)["signature"], ""))
     done = flow.apply()
     assert (done.exit_code, "not signed" in done.output) == (12, True)
+    path.write_text(signed.replace(json.loads(signed)["signature"], "é"))
+    assert flow.apply().exit_code == 12
     path.write_text(signed)
     assert "planted-signing-key" not in signed
+    assert flow.apply("plans", "--require-signature").exit_code == 0
+
+
+@github
+def test_a_signature_can_be_demanded(flow: Flow) -> None:
+    """A change that takes the key out of vecrun.yaml does not get around it."""
+    flow.shown()
+    done = flow.apply("plans", "--require-signature")
+    assert (done.exit_code, "there is no key" in done.output) == (12, True)
+    assert moved(flow) == 0
+
+
+@github
+def test_a_push_after_the_command_is_not_applied(flow: Flow) -> None:
+    flow.shown()
+    asked = datetime.now(UTC).isoformat()
+    flow.change("kb2", "kb3")
+    flow.shown()
+    base = ("--base", "origin/main", "--pr", "1", "--head", head(flow))
+    done = flow.apply(*base, "--since", asked)
+    assert (done.exit_code, "after it was asked for" in done.output) == (12, True)
+    assert flow.ws.points("b", "kb3") is None
+    assert flow.apply(*base, "--since", "yesterday").exit_code == 2
+    assert flow.apply(*base, "--since", datetime.now(UTC).isoformat()).exit_code == 0
+
+
+@github
+def test_what_a_merge_before_changed_is_named(flow: Flow) -> None:
+    """A file that a reference names counts, where git keeps it."""
+    where = SETTINGS.replace("./b", "'${file:./where.txt}'")
+    flow.git("checkout", "-q", "main")
+    flow.ws.write("where.txt", str(flow.ws.root / "b"))
+    flow.ws.write("vecrun.yaml", where)
+    flow.commit()
+    flow.push()
+    flow.git("checkout", "-q", "change")
+    flow.git("merge", "-q", "-m", "main", "main")
+    flow.push()
+    flow.git("fetch", "-q")
+    flow.shown()
+    flow.git("checkout", "-q", "main")
+    flow.ws.write("where.txt", str(flow.ws.root / "elsewhere"))
+    before = flow.commit()
+    flow.git("merge", "-q", "--no-ff", "-m", "Merge 1", "change")
+    flow.push()
+    for options in (("--base", before), ("plans",)):
+        done = flow.apply(*options)
+        assert (done.exit_code, "file where.txt" in done.output) == (12, True), done.output
+    assert not (flow.ws.root / "elsewhere").exists()
+
+
+@github
+def test_a_rename_asks_the_policies_of_both_names_and_for_the_state_that_was_shown(flow: Flow) -> None:
+    flow.shown()
     assert flow.apply().exit_code == 0
+    flow.ws.write("vecrun.yaml", SETTINGS + "policies: {rules: [{name: two, jobs: [move], require: {approvals: 1}}]}\n")
+    merge_base = flow.commit()
+    flow.git("push", "-q", "origin", f"{merge_base}:main")
+    flow.git("fetch", "-q")
+    flow.change("name: move", "name: move-kb")
+    flow.shown()
+    assert "Policy two asks of move-kb, which was move: 1 approval" in flow.text
+    done = flow.apply()
+    assert (done.exit_code, "policy two" in done.output) == (12, True)
+    assert run("rollback", "move", "--auto-approve").exit_code == 0
+    done = flow.apply("plans", "--approved-by", "bob")
+    assert (done.exit_code, "The state of a renamed job moved" in done.output) == (12, True)
+    flow.shown()
+    assert flow.apply("plans", "--approved-by", "bob").exit_code == 0
+
+
+@github
+def test_an_interrupted_run_is_gone_on_with_after_the_window(flow: Flow) -> None:
+    """It began when it was allowed to."""
+    today, next_day, later = (f"{datetime.now(UTC) + timedelta(days=days):%a}".lower() for days in (0, 1, 4))
+    rule = "policies: {{rules: [{{name: w, window: {{days: [{day}]}}}}]}}\n"
+    flow.ws.write("vecrun.yaml", SETTINGS + rule.format(day=f"{today}, {next_day}"))
+    flow.commit()
+    flow.push()
+    flow.shown()
+    flow.ws.poison(7)
+    stopped = flow.apply()
+    assert "move: failed" in stopped.output
+    path = flow.ws.root / "plans"
+    whole = json.loads((path / "ci.json").read_text())
+    flow.ws.write("vecrun.yaml", SETTINGS + rule.format(day=later))
+    made = bundles.Bundle.model_validate(whole)
+    now = changes.present(flow.ws.context())
+    item = made.jobs[0].model_copy(update={"parts": dict(now.jobs["move"].parts)})
+    inputs = now.digest(["move"])
+    # as if the rule were what was shown
+    bundles.write(path, made.model_copy(update={"jobs": (item,), "inputs": inputs}))
+    done = run("ci", "apply", "plans", "--host", "none")
+    assert (done.exit_code, "policy w" in done.output) == (stopped.exit_code, False), done.output

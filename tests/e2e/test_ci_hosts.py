@@ -19,7 +19,7 @@ def test_one_comment_among_three_hundred_and_none_of_others(flow: Flow) -> None:
     for number in range(140):
         flow.forge.say(1, "eve", f"remark {number}")
     flow.forge.say(1, "eve", copied)  # the marker of somebody else
-    flow.forge.say(1, "vecrun[bot]", quoted)  # ours, and no first line
+    flow.forge.say(1, "github-actions[bot]", quoted)  # ours, and no first line
     assert "created" in flow.comment().output
     for number in range(160):
         flow.forge.say(1, "eve", f"remark {number}")
@@ -140,7 +140,7 @@ def test_an_approval_of_another_plan_does_not_count(flow: Flow) -> None:
 def test_the_token_of_a_job_stands_for_who_started_it(flow: Flow, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GITLAB_TOKEN")
     monkeypatch.setenv("CI_JOB_TOKEN", TOKEN)
-    monkeypatch.setenv("GITLAB_USER_LOGIN", "vecrun[bot]")
+    monkeypatch.setenv("GITLAB_USER_LOGIN", "github-actions[bot]")
     flow.shown()
     flow.change("kb2", "kb3")
     assert "updated" in flow.shown().output
@@ -206,3 +206,23 @@ def test_an_approval_of_a_page_from_before_the_push_does_not_count(flow: Flow) -
     assert flow.apply().exit_code == 12
     flow.forge.review(1, "bob")
     assert flow.apply().exit_code == 0
+
+
+@github
+def test_the_comment_of_another_app_is_not_ours(flow: Flow, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every app that may write is a bot; whose token it is decides."""
+    flow.plan()
+    flow.forge.say(1, "other-app[bot]", (flow.ws.root / "plans" / "comment.md").read_text())
+    done = flow.apply()
+    assert (done.exit_code, "does not show these plans" in done.output) == (12, True)
+    monkeypatch.setenv("VECRUN_GITHUB_APP", "other-app")
+    assert flow.apply().exit_code == 0
+
+
+def test_a_comment_says_that_nothing_is_left_to_do(flow: Flow) -> None:
+    flow.shown()
+    (flow.ws.root / "jobs" / "move.yaml").unlink()
+    flow.commit()
+    flow.push()
+    assert "updated" in flow.shown().output
+    assert "no job is touched" in flow.text

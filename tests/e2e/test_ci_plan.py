@@ -26,6 +26,17 @@ from runner.ci.texts import length, shares
 from runner.errors import NotFound, PlanRefused, register_secret
 from tests.e2e.workspace import JOB, SETTINGS, Workspace, run
 
+REEMBEDDING = """\
+apiVersion: vecrun/v1
+kind: Reembedding
+metadata: {name: re}
+spec:
+  connection: a
+  collection: kb
+  model: m
+  text: {field: text}
+  cutover: {alias: live}
+"""
 IDENTITY = {
     f"GIT_{who}_{what}": value for who in ("AUTHOR", "COMMITTER") for what, value in (("NAME", "t"), ("EMAIL", "t@example.com"))
 } | {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}  # fmt: skip
@@ -192,6 +203,44 @@ def test_variables_selection_files_and_policies_are_part_of_a_job(repo: Reposito
     repo.base()
     repo.ws.write("vecrun.yaml", SETTINGS + "policies: {usd: 1}\n")
     assert set(repo.planned()) == {"move", "other", "tidy"}
+
+
+def test_the_address_of_a_model_and_files_of_references_are_part_of_a_job(repo: Repository) -> None:
+    """Files that git does not keep are secrets: they are no part."""
+    repo.ws.write(".gitignore", "/a\n/b\n/c\n/state\n/out\n/secret\n")
+    repo.ws.write("secret", "planted-one")
+    repo.ws.write("where.txt", "./b")
+    settings_ = (
+        SETTINGS.replace("./b}", "'${file:where.txt}'}")
+        + "  q: {type: qdrant, url: 'http://127.0.0.1:9', api_key: '${file:secret}'}\n"
+    )
+    model = "models: {m: {provider: openai, model: text-embedding-3-small, base_url: 'https://a.example/v1', api_key: '${env:K}'}}\n"
+    repo.ws.write("vecrun.yaml", settings_ + model)
+    repo.ws.write("jobs/far.yaml", other("far", "x", source="q"))
+    repo.ws.write("jobs/re.yaml", REEMBEDDING)
+    repo.base()
+    repo.ws.write("secret", "planted-two")
+    assert repo.planned() == {}
+    repo.ws.write("vecrun.yaml", settings_ + model.replace("a.example", "evil.example"))
+    assert repo.planned(code=1)["re"]["why"] == ["model:m"]
+    repo.base()
+    repo.ws.write("where.txt", "./c")
+    why = {name: item["why"] for name, item in repo.planned(code=1).items()}
+    assert why["move"] == why["other"] == ["file where.txt"]
+    assert "planted" not in json.dumps(repo.said)
+
+
+def test_a_name_that_is_no_text_and_a_folder_that_cannot_be(repo: Repository) -> None:
+    repo.ws.edit("jobs/move.yaml", "to: kb2", "to: kb4")
+    path = os.fsencode(repo.ws.root / "jobs") + b"/caf\xe9.yaml"
+    Path(os.fsdecode(path)).write_text(other("cafe", "kb7"))
+    planned = repo.planned("--out", "out", code=1)
+    assert planned["move"]["changes"]
+    assert [item for item in planned.values() if "is not UTF-8" in item["error"]]
+    repo.base()
+    repo.ws.edit("jobs/move.yaml", "to: kb4", "to: kb5")
+    assert set(repo.planned()) == {"move"}
+    refused(run("ci", "plan", "--base", "main", "--out", "vecrun.yaml/x"), 1, "The plans cannot be written")
 
 
 def test_new_and_removed_jobs(repo: Repository) -> None:
@@ -586,6 +635,43 @@ def test_a_secret_is_not_recognised_once_it_is_escaped() -> None:
     assert "planted" not in text
 
 
+def test_the_result_is_never_cut_away() -> None:
+    """The plans make room for it, and what failed stands first."""
+    text = document(bundle_of(Planned(job="one", file="f", kind="K", error="x")), {})
+    head, _, rest = text.partition("<details>")
+    text = head + "<details>" + "y\n" * 31_000 + rest
+    results = [Applied(job=f"a-job-{number:03}", status="completed", summary="s" * 60, run="r") for number in range(60)]
+    found = with_result(text, [*results, Applied(job="z-fail", status="failed", error="BOOM")])
+    assert length(found) <= WITH_RESULT
+    assert found.index("z-fail") < found.index("a-job-000")
+    for words in ("BOOM", "a-job-059", "vecrun result end", "Cut here"):
+        assert words in found
+    assert found.count("<details>") == found.count("</details>")
+    assert parse_marker(found) is not None
+    assert found.endswith("</sub>\n")
+    assert "Cut here" not in with_result(text, results, 1_000_000), "another host has more room"
+    many = [result.model_copy(update={"job": f"b-{number}"}) for number in range(20) for result in results]
+    found = with_result(text, [*many, Applied(job="z-fail", status="failed", error="BOOM")])
+    assert "BOOM" in found
+    assert re.search(r"\| and \d+ more \|", found)
+    assert length(found) <= WITH_RESULT
+
+
+def test_what_people_wrote_is_text(repo: Repository) -> None:
+    repo.ws.edit(
+        "jobs/move.yaml", "name: move", 'name: move\n  description: "# Approved\\n\\n| a | b |\\n[go](http://x)"'
+    )
+    repo.ws.edit("jobs/move.yaml", "to: kb2", "to: kb4")
+    rule = "{name: two, require: {approvals: 1}, reason: '[all fine](http://y) **approved**'}"
+    repo.ws.write("vecrun.yaml", SETTINGS + f"policies: {{rules: [{rule}]}}\n")
+    repo.planned()
+    text = repo.document()
+    assert "> # Approved  \n> " in text
+    assert "](http" not in text.replace("\\](http", "")
+    assert "**approved**" not in text
+    assert "\\*\\*approved\\*\\*" in text
+
+
 def test_names_and_texts_do_no_harm() -> None:
     nasty = "a|b `c` </details><!-- @team ``` ![x](http://x) <script>\n/merge\n```\n@everyone"
     made = bundle_of(
@@ -635,7 +721,9 @@ def test_a_comment_is_never_too_long(texts: list[str], limit: int, times: int) -
     again = with_result(shown, [Applied(job="job-0", status="completed", summary="50 points")])
     assert again.count("### Applying it") == 1
     assert "did not come to its end" not in again
-    assert again == with_result(text, [Applied(job="job-0", status="completed", summary="50 points")])
+    if shown.endswith(text.partition("| job |")[2]):  # else the plans were cut, to keep the result whole
+        assert again == with_result(text, [Applied(job="job-0", status="completed", summary="50 points")])
+    assert all(f"**{job.job}**" in shown for job in jobs[:3])
     assert again.endswith(text.splitlines()[-1] + "\n")
 
 

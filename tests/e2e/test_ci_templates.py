@@ -44,7 +44,13 @@ def scripts(path: Path) -> Iterator[str]:
 def lines(path: Path) -> list[str]:
     """Every command of a file; of a line of `case`, what comes after its pattern."""
     found = [line.strip() for script in scripts(path) for line in script.splitlines()]
-    return [re.sub(r"^[\w*|-]+\) +", "", line).replace('"${pr[@]}"', "").replace('"${head[@]}"', "") for line in found]
+    return [
+        re.sub(r"^[\w*|-]+\) +", "", line)
+        .replace('"${pr[@]}"', "")
+        .replace('"${head[@]}"', "")
+        .replace('"${signed[@]}"', "")
+        for line in found
+    ]
 
 
 def calls(path: Path) -> list[str]:
@@ -116,6 +122,10 @@ def test_inputs_and_outputs_of_the_action() -> None:
         ({"COMMAND": "comment", "PLANS": "my plans", "PR": "7"}, "ci comment my plans --pr 7"),
         ({"COMMAND": "apply", "BASE": "abc", "HEAD": "def"}, "ci apply --base abc --head def"),
         ({"COMMAND": "apply", "PLANS": "plans", "PR": "7"}, "ci apply plans --pr 7"),
+        (
+            {"COMMAND": "apply", "PLANS": "p", "SINCE": "T", "SIGNED": "true"},
+            "ci apply p --since T --require-signature",
+        ),
         ({"COMMAND": "lint; rm -rf /"}, None),
         ({"COMMAND": "drift"}, "drift --format markdown"),
     ],
@@ -126,7 +136,7 @@ def test_the_script_of_the_action(given: dict[str, str], called: str | None, tmp
     program = tmp_path / "vecrun"
     program.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/called\nexit 2\n')
     program.chmod(0o755)
-    empty = dict.fromkeys(("COMMAND", "BASE", "PLANS", "PR", "HEAD", "VECRUN_ENV"), "")
+    empty = dict.fromkeys(("COMMAND", "BASE", "PLANS", "PR", "HEAD", "ENVIRONMENT", "SINCE", "SIGNED"), "")
     env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "GITHUB_STEP_SUMMARY": str(tmp_path / "summary")}
     script = tmp_path / "script.sh"
     script.write_text(step["run"])
@@ -137,6 +147,34 @@ def test_the_script_of_the_action(given: dict[str, str], called: str | None, tmp
         return
     assert done.returncode == 2, "the exit code of vecrun is that of the step"
     assert (tmp_path / "called").read_text().strip() == called
+
+
+@pytest.mark.parametrize(("given", "there"), [("", "prod"), ("dev", "dev")])
+def test_an_empty_input_leaves_the_environment_of_the_workflow(given: str, there: str, tmp_path: Path) -> None:
+    (step,) = [step for step in steps(ACTION) if step.get("id") == "vecrun"]
+    assert "VECRUN_ENV" not in step["env"]
+    program = tmp_path / "vecrun"
+    program.write_text(f'#!/bin/sh\necho "$VECRUN_ENV" > {tmp_path}/environment\n')
+    program.chmod(0o755)
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "VECRUN_ENV": "prod", "COMMAND": "lint", "ENVIRONMENT": given}
+    subprocess.run(["bash", "-c", step["run"]], env=env, check=True)
+    assert (tmp_path / "environment").read_text().strip() == there
+
+
+@pytest.mark.parametrize("path", [*GITHUB, *GITLAB], ids=lambda path: path.name)
+def test_no_change_is_left_out_by_its_files_or_pushed_out_by_another(path: Path) -> None:
+    """Jobs select from files anywhere; a group of GitHub drops what waits when one more comes."""
+    data = load(path)
+    if path in GITLAB:
+        rules = [rule for job in data.values() if isinstance(job, dict) for rule in job.get("rules", [])]
+        assert rules
+        assert not [rule for rule in rules if "changes" in rule]
+        return
+    assert not re.search(r"^ +paths(-ignore)?:", path.read_text(), re.MULTILINE)
+    if "ci apply" in path.read_text():
+        assert re.search(r"github\.(sha|event\.comment\.id)", data["concurrency"]["group"])
+    if "issue_comment" in data[True]:
+        assert '--since "$SINCE"' in path.read_text()
 
 
 def test_hooks_of_pre_commit() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from runner.points import Distance, PayloadField, PayloadType
+from runner.policies import DriftRules, segment
 from tests.e2e.workspace import JOB, SETTINGS, Workspace, run
 
 
@@ -145,3 +146,57 @@ def test_wrong_rules(tmp_path: Path, rule: str) -> None:
     ws = Workspace.create(tmp_path / "new")
     ignore(ws, rule)
     assert run("-w", ws.root, "drift").exit_code == 14
+
+
+def test_one_that_cannot_be_looked_at_keeps_none_of_the_others_from_it(
+    ws: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PLACE", "a")
+    ws.write("vecrun.yaml", SETTINGS + "  c: {type: files, path: './${env:PLACE}'}\n")
+    job = JOB.replace("name: move", "name: third").replace("source: a", "source: c").replace("kb2", "kb3")
+    ws.write("jobs/third.yaml", job.replace("kb-live", "x"))
+    assert run("apply", "jobs/third.yaml", "--auto-approve").exit_code == 0
+    monkeypatch.delenv("PLACE")
+    found = drifted(code=1)
+    assert found["jobs"] == {"faq": [], "move": []}
+    assert "PLACE is not set" in found["error"]["third"]
+    remade(ws)
+    found = drifted(code=2)
+    assert found["jobs"]["faq"]
+    assert set(found["error"]) == {"third"}
+    said = run("drift").stdout
+    assert "third: could not be looked at: " in said
+    assert "faq: moved since it was applied" in said
+    told = run("drift", "--format", "markdown").stdout
+    assert "**1 of 3 jobs: could not be looked at.** `third`" in told
+    assert "**1 of 2 jobs: the world is not as it was left.** `faq`" in told
+    (ws.root / "state" / "faq.json").write_text("{")  # a damaged document likewise
+    assert set(drifted(code=1)["error"]) == {"faq", "third"}
+
+
+def test_a_star_stands_for_a_whole_part_of_a_path() -> None:
+    rules = DriftRules.model_validate({"ignore": [{"fields": ["vectors.*.index", 'payload."a.b"', "settings.x?"]}]})
+    for field, expected in (
+        ("vectors.v.index", True), ("vectors.v.index.m", True), ("vectors.v.size", False),
+        (f"vectors.{segment('x.index')}.size", False), (f"vectors.{segment('x.y')}.index", True),
+        (f"payload.{segment('a.b')}.type", True), ("payload.a.type", False),
+        ("settings.xy", True), ("settings.xyz", False), ("count", False),
+    ):  # fmt: skip
+        assert rules.leaves_out("move", "b/kb2", field) is expected, field
+
+
+def test_a_name_with_a_dot_is_one_part_of_a_path(ws: Workspace) -> None:
+    with ws.store("b") as store:
+        schema, points = store.inspect("faq2"), ws.points("b", "faq2")
+        assert schema is not None
+        assert points is not None
+        store.drop("faq2")
+        field = PayloadField(name="meta.lang", type=PayloadType.KEYWORD, indexed=True)
+        store.create(schema.model_copy(update={"payload": (field,)}))
+        store.upsert("faq2", points)
+        store.set_alias("faq-live", "faq2")
+    ignore(ws, "{fields: [payload.*.lang, payload.meta]}")
+    (told,) = drifted("faq", code=2)["jobs"]["faq"]
+    assert 'payload."meta.lang" was not there and is type keyword' in told
+    ignore(ws, "{fields: [payload.*]}")
+    assert drifted("faq", code=0)["changes"]["faq"][0]["expected"]

@@ -814,3 +814,20 @@ def test_a_ledger_gets_smaller_when_most_of_it_is_gone(ws: Workspace) -> None:
     assert re.search(r"The ledger's file is 2\d\.\d MB smaller", said), said
     assert ledger_file.stat().st_size < 1e6
     nothing_left()
+
+
+@pytest.mark.usefixtures("kept")
+def test_a_state_is_not_lost_by_a_move_to_its_own_name() -> None:
+    assert run(*APPLY).exit_code == 0
+    before = ok("state", "pull", "move")
+    refused(run("state", "mv", "move", "move"), 1, "has this name already")
+    refused(run("state", "mv", "move", "Move"), 1, "only in upper and lower case")
+    assert ok("state", "pull", "move") == before
+    assert [item["job"] for item in json.loads(ok("state", "list", "--json"))["items"]] == ["move"]
+
+
+def test_an_environment_has_its_own_retention(ws: Workspace) -> None:
+    ws.fill()
+    ws.write("vecrun.yaml", SETTINGS + "state: {retention: 30d}\nenvironments: {prod: {state: {retention: 90d}}}\n")
+    plans = [json.loads(ok("plan", "jobs/move.yaml", "--json", *more))["plan"] for more in ((), ("--env", "prod"))]
+    assert [plan["retention"] for plan in plans] == ["30d", "90d"]

@@ -268,3 +268,32 @@ def test_what_a_shell_is_told(ws: Workspace) -> None:
         cword = str(len(words.split()) - 1)
         done = ws.process(env={"COMP_WORDS": words, "COMP_CWORD": cword, "_VECRUN_COMPLETE": "bash_complete"})
         assert f"plain,{expected}" in done.stdout.splitlines(), done
+
+
+def test_two_jobs_that_create_one_collection(ws: Workspace) -> None:
+    ws.write("jobs/other.yaml", GOOD.replace("name: move", "name: other").replace("from: kb\n", "from: faq\n"))
+    (found,) = linted()["findings"]
+    assert (found["code"], found["level"], found["file"]) == ("VW108", "warning", "jobs/other.yaml")
+    assert "b/kb2 is what job move creates, too" in found["message"]
+    assert run("lint", "--strict").exit_code == 2
+    ws.edit(
+        "jobs/other.yaml",
+        "  cutover:",
+        "  accept: [{code: VW108, reason: only one of them is ever applied}]\n  cutover:",
+    )
+    assert run("lint", "--strict").exit_code == 0
+    ws.edit("jobs/other.yaml", "to: kb2", "to: '{name}2'")
+    assert codes() == []
+
+
+def test_a_linked_folder_is_told(ws: Workspace, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "bad.yaml").write_text("kind: nothing\n")
+    (ws.root / "jobs" / "linked").symlink_to(elsewhere, target_is_directory=True)
+    (found,) = linted()["findings"]
+    assert (found["code"], found["file"].endswith("jobs/linked")) == ("VW109", True)
+    checked = run("validate")
+    assert checked.exit_code == 0
+    assert "linked is a link to a folder" in checked.stderr
+    assert run("validate", "jobs/linked").exit_code == 14

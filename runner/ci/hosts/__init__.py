@@ -72,8 +72,9 @@ def choose(name: str = "", repository: str = "", environ: Mapping[str, str] | No
 
         url = given.get("GITHUB_API_URL") or "https://api.github.com"
         return GitHub(
-            url, _repository(repository, given, "GITHUB_REPOSITORY"), _token(given, "GITHUB_TOKEN", "GH_TOKEN")
-        )
+            url, _repository(repository, given, "GITHUB_REPOSITORY"), _token(given, "GITHUB_TOKEN", "GH_TOKEN"),
+            given.get("VECRUN_GITHUB_APP") or "github-actions",
+        )  # fmt: skip
     from runner.ci.hosts.gitlab import GitLab
 
     url = (given.get("CI_API_V4_URL") or "https://gitlab.com/api/v4").rstrip("/").removesuffix("/api/v4")

@@ -22,12 +22,12 @@ _MAY_WRITE = ("admin", "maintain", "write")
 
 
 class GitHub:
-    """One repository. `url`: of the API; `repository`: owner/name."""
+    """One repository. `url`: of the API; `repository`: owner/name; `app`: whose token it is where it is no user's."""
 
     name = "GitHub"
     limit = 65_536
 
-    def __init__(self, url: str, repository: str, token: str) -> None:
+    def __init__(self, url: str, repository: str, token: str, app: str = "github-actions") -> None:
         try:
             import github
         except ImportError as exc:
@@ -41,6 +41,7 @@ class GitHub:
             user_agent="vecrun", seconds_between_requests=None, seconds_between_writes=None, lazy=True,
         )  # fmt: skip
         self._repository = self._client.get_repo(repository)
+        self._app = app.removesuffix("[bot]")
         self._pulls: dict[int, PullRequest] = {}
 
     def comments(self, pr: int) -> Iterator[Comment]:
@@ -89,7 +90,7 @@ class GitHub:
 
     @cached_property
     def _login(self) -> str | None:
-        """Our name; None for the token of a pipeline, which is no user."""
+        """Our name; None for the token of a pipeline or another app, which is no user."""
         import github
 
         try:
@@ -103,7 +104,9 @@ class GitHub:
         user = comment.user
         if user is None:  # it was deleted
             return False
-        return user.type == "Bot" if self._login is None else user.login == self._login
+        if self._login is None:  # any app of the repository is a bot, too
+            return user.type == "Bot" and user.login == f"{self._app}[bot]"
+        return user.login == self._login
 
 
 def _comment(item: IssueComment) -> Comment:

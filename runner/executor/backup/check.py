@@ -11,7 +11,7 @@ from runner.backups.check import check as compare
 from runner.backups.manifest import DamagedBackup
 from runner.errors import Interrupted, PlanRefused
 from runner.executor.flow import Stopped, retried
-from runner.plan import CheckBackup
+from runner.plan import BackupFolder, CheckBackup
 
 if TYPE_CHECKING:
     from runner.executor import Run
@@ -38,12 +38,12 @@ def check(run: Run, step: CheckBackup) -> dict[str, Any]:
         )  # fmt: skip
     except Interrupted as exc:
         raise Stopped from exc
-    refuse_damaged(found, str(step.source))
+    refuse_damaged(found, step.source)
     crash.point("check_backup", "read")
     return {"files": found.files, "bytes": found.bytes, "rows": found.rows}
 
 
-def refuse_damaged(found: Checked, where: str) -> None:
+def refuse_damaged(found: Checked, where: BackupFolder) -> None:
     """DamagedBackup when anything is amiss."""
     if found.ok:
         return
@@ -52,5 +52,5 @@ def refuse_damaged(found: Checked, where: str) -> None:
     raise DamagedBackup(
         "The backup is damaged",
         "\n".join([f"{where}, backup {found.backup}", *told]),
-        "Nothing was written out of it. Take another backup: vecrun backup list",
+        f"Nothing was written out of it. Take another backup: vecrun backup list {where.connection}:{where.folder}",
     )

@@ -115,7 +115,9 @@ def backup_of(run: Run, step: LoadTables) -> Backup:
         found = manifest.of_run(objects, source.folder, step.of_run)
         if found is None:
             raise NotFound(
-                "The backup is not there any more", f"run {step.of_run} made one in {source}", "vecrun backup list"
+                "The backup is not there any more",
+                f"run {step.of_run} made one in {source}",
+                f"vecrun backup list {source.connection}:{source.folder}",
             )
         return found
     found = manifest.read(objects, source.folder, step.backup)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from runner import __version__, crash
 from runner.backups import log, manifest
 from runner.backups.manifest import Backup, DamagedBackup, TableFile
+from runner.clauses.backups import SPARE
 from runner.documents import catalog, copying, truncating
 from runner.errors import ItemsFailed, NotFound, Permanent, Transient, VecrunError
 from runner.executor.flow import Stopped
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
 
 #: Tables that are copied at once.
 _THREADS = 3
-#: Free space that is left alone, in bytes: for the manifest and the log.
-_SPARE = 1 << 20
 
 
 def back_up(run: Run, step: BackUpTables) -> dict[str, Any]:
@@ -44,7 +43,7 @@ def back_up(run: Run, step: BackUpTables) -> dict[str, Any]:
         return _told(run, step, made, objects)
     began = now()
     with copying.snapshot(postgres, step.tables) as shared:
-        _refuse_too_small(objects, step, shared)
+        _refuse_too_small(run, objects, step, shared)
         backup = manifest.reserve(objects, folder, run.run)
         if not run.dry:
             run.ledger.write_log(run.run, "info", f"backup {backup} begins", step=step.type, backup=backup)
@@ -64,10 +63,11 @@ def back_up(run: Run, step: BackUpTables) -> dict[str, Any]:
                 raise
     result = _told(run, step, made, objects)
     if failed:
+        kept = f"The others are kept in {step.into}. " if len(failed) < len(files) else ""
         raise ItemsFailed(
             f"{len(failed)} of {len(files)} tables could not be backed up",
             "\n".join(f"{item.table}: {item.error}" for item in failed),
-            f"The others are kept in {step.into}. Mend the cause, then: vecrun resume {run.plan.job}",
+            f"{kept}Mend the cause, then: vecrun resume {run.plan.job}",
         )
     return result
 
@@ -113,13 +113,14 @@ def _outdated(run: Run, postgres: Postgres, made: Backup) -> bool:
     return bool(changed) and not gone
 
 
-def _refuse_too_small(objects: Objects, step: BackUpTables, shared: copying.Snapshot) -> None:
-    needed, free = sum(item.csv_bytes for item in shared.sources) + _SPARE, objects.free()
+def _refuse_too_small(run: Run, objects: Objects, step: BackUpTables, shared: copying.Snapshot) -> None:
+    needed, free = sum(item.csv_bytes for item in shared.sources) + SPARE, objects.free()
     if free is not None and needed > free:
         raise Permanent(
             "There is not enough room for the backup",
             f"{step.into}: about {needed:,} bytes are needed, {free:,} are free",
-            "Make room, or write to another place",
+            f"Make room, then: vecrun resume {run.plan.job}\nOr give the run up: vecrun rollback {run.plan.job}. Then vecrun gc "
+            "removes old backups by the rules of keep, or write to another place",
         )
 
 

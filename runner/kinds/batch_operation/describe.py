@@ -45,7 +45,7 @@ def describe(
         facts.append(Fact(label="for example" if number == 0 else "", before=f"{name} · {points}"))
     if len(due) > SHOWN:
         facts.append(Fact(label="", before=f"… and {len(due) - SHOWN:,} more"))
-    retention = spec.retention or world.settings.workspace.state.retention
+    retention = spec.retention or world.settings.state.retention
     parts = ["points", *(["rows"] if spec.documents is not None and spec.delete.rows is not False else [])]
     parts += ["files"] if spec.delete.files else []
     what = " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)

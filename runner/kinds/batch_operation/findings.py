@@ -95,7 +95,7 @@ def of_change(
         )
         found.append(Problem(SHARED_IDS, message))
     if spec.operation == "delete":
-        retention = spec.retention or world.settings.workspace.state.retention
+        retention = spec.retention or world.settings.state.retention
         parts = ["points", *(["rows"] if rows is not None and spec.delete.rows is not False else [])]
         parts += ["files"] if spec.delete.files else []
         kept = " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)

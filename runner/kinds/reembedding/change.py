@@ -64,7 +64,7 @@ def describe(change: Change, world: World, work: Work, cost: Cost) -> list[Fact]
         facts.append(
             Fact(
                 label="old points",
-                after=f"kept in {change.saved} until {spec.retention or world.settings.workspace.state.retention} after the run",
+                after=f"kept in {change.saved} until {spec.retention or world.settings.state.retention} after the run",
             )
         )
     if spec.quality is not None:

@@ -35,6 +35,8 @@ def plan_steps(job: str, spec: VectorBackupSpec, world: World, state: State, *, 
     draft.notices += future(objects, into)
     if draft.steps:
         draft.notices += shared(objects, into, job, environment, state.lineage)
-    needed = sum(step.estimate.bytes or 0 for step in draft.steps)
-    draft.notices += room_problems(objects, into, needed, shared=spec.collections is not None and earlier is not None)
+        needed = sum(step.estimate.bytes or 0 for step in draft.steps)
+        draft.notices += room_problems(
+            objects, into, needed, shared=spec.collections is not None and earlier is not None
+        )
     return draft

@@ -78,6 +78,8 @@ def plan_tables(
     unchanged = applied and earlier is not None and not _changed(tables, found, postgres, objects, into, earlier)
     if unchanged and earlier is not None and not draft.notices:
         message = f"no row has changed since backup {earlier.id} ({earlier.rows:,} rows), and its files are there"
+        if tables.emptied and earlier.rows:
+            message += f"; nothing was loaded since it was emptied: {', '.join(tables.emptied)}"
         draft.notices.append(Notice(code=UNCHANGED, message=message, where=str(into)))
         return
     rows = {name: item.rows or 0 for name, item in found.items()}
@@ -93,10 +95,10 @@ def plan_tables(
         message = "readers find nothing there afterwards, until something is loaded"
         for name in tables.emptied:
             draft.notices.append(Notice(code=EMPTIES, message=message, where=f"{tables.connection}/{name}"))
-        draft.notices += _no_way_back(tables, postgres) + _side_effects(tables, found, postgres)
+        draft.notices += _no_way_back(tables, found, postgres) + _side_effects(tables, found, postgres)
 
 
-def _no_way_back(tables: Tables, postgres: Postgres) -> list[Notice]:
+def _no_way_back(tables: Tables, found: dict[str, Described], postgres: Postgres) -> list[Notice]:
     """A rollback that fills the tables again records it in a table of its own."""
     with postgres.connect() as connection:
         schemas = sorted({postgres.split(name)[0] for name in tables.emptied})
@@ -104,7 +106,14 @@ def _no_way_back(tables: Tables, postgres: Postgres) -> list[Notice]:
     message = (
         "a rollback fills the tables again and makes a table to record it; grant CREATE ON SCHEMA before it is needed"
     )
-    return [Notice(code=NO_CREATE, message=message, where=f"schema {schema}") for schema in lacking]
+    notices = [Notice(code=NO_CREATE, message=message, where=f"schema {schema}") for schema in lacking]
+    for name in tables.emptied:
+        if "insert" not in found[name].rights:
+            message = (
+                f"a rollback fills the table again; GRANT INSERT ON {found[name].shape.qualified} before it is needed"
+            )
+            notices.append(Notice(code=NO_CREATE, message=message, where=f"{tables.connection}/{name}"))
+    return notices
 
 
 def _together(tables: Tables, found: dict[str, Described], postgres: Postgres) -> list[tuple[str, Problem]]:
