@@ -36,9 +36,11 @@ demo-reembed: $(STAMP) ## give a small real knowledge base a better model while 
 # Three lanes at once, as much of the time is waiting; they end at about the same time
 PYTEST := $(BIN)/python -m pytest -q
 MODELS := $(wildcard tests/e2e/test_reembed*.py tests/e2e/test_batch_*.py) tests/e2e/test_marks.py tests/e2e/test_provider.py tests/e2e/test_readers.py
-LANE1 := tests/e2e $(MODELS:%=--ignore=%)
-LANE2 := tests/faults $(MODELS)
-LANE3 := $(filter-out tests/e2e tests/faults tests/__pycache__/ tests/e2e/ tests/faults/,$(wildcard tests/*/ tests/test_*.py))
+BACKUPS := tests/e2e/test_backup_check.py tests/e2e/test_backup_folder.py
+PULLS := $(wildcard tests/e2e/test_ci_*.py) tests/e2e/test_html.py tests/e2e/test_lint.py tests/e2e/test_policies.py
+LANE1 := tests/e2e $(MODELS:%=--ignore=%) $(BACKUPS:%=--ignore=%) $(PULLS:%=--ignore=%)
+LANE2 := tests/faults $(MODELS) $(BACKUPS)
+LANE3 := $(filter-out tests/e2e tests/faults tests/__pycache__/ tests/e2e/ tests/faults/,$(wildcard tests/*/ tests/test_*.py)) $(PULLS)
 
 test: $(STAMP) ## all tests but the long ones, on real stores that come from packages
 	@mkdir -p .pytest_cache; \

@@ -92,6 +92,7 @@ def test_a_reader_that_fails_says_so(served: Workspace) -> None:
     assert "No such collection" in last.error
 
 
+@pytest.mark.long
 def test_the_demo(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """All of it, with fewer texts. `make demo-reembed` starts its commands cold."""
     monkeypatch.setattr(stage, "subprocess", warm)

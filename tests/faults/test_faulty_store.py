@@ -450,7 +450,8 @@ cli.main()
 
 
 @pytest.mark.parametrize(
-    "moment", ["copy", "state before", pytest.param("verify_points recorded", marks=pytest.mark.long)]
+    "moment",
+    ["copy", *(pytest.param(one, marks=pytest.mark.long) for one in ("state before", "verify_points recorded"))],
 )
 def test_a_process_that_slept_beyond_its_lease_writes_nothing_more(tmp_path: Path, moment: str) -> None:
     bench = Bench(tmp_path / "w", "files", "")
