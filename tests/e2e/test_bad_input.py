@@ -563,8 +563,11 @@ def test_a_state_file_cut_in_half_is_never_taken_for_none(ws: Workspace) -> None
     path = ws.root / "state" / "move.json"
     whole, before = path.read_text(), ws.world()
     path.write_text(whole[: len(whole) // 2])
-    for verb in (("plan", "jobs/move.yaml"), ("rollback", "move", "--auto-approve"), ("drift",), ("state", "list")):
+    for verb in (("plan", "jobs/move.yaml"), ("rollback", "move", "--auto-approve"), ("state", "list")):
         refused(run(*verb), 1, "A state file is damaged", "state/move.json", "backup")
+    looked = run("drift")  # it tells what it could not look at among the others
+    assert looked.exit_code == 1
+    assert "A state file is damaged" in looked.stdout
     refused(run("apply", "jobs/move.yaml", "--auto-approve"), 1, "A state file is damaged")
     assert ws.world() == before
     path.write_text(whole)
