@@ -128,6 +128,8 @@ class Killed(kills.Migration):
         """A process that is killed at some moment, or not; then everything is looked for."""
         _, purpose, status = self._newest()
         arguments = ("resume", JOB) if status == "running" and self.chance.random() < 0.5 else APPLY
+        if purpose == "rollback" and status not in ("completed", "rolled_back"):  # apply does not finish it
+            arguments = ("resume", JOB)
         if status == "failed" and purpose == "apply":  # it was refused: another backup is wanted
             arguments = self.chance.choice([("resume", JOB), ("rollback", JOB, "--auto-approve")])
         at = self.log.stat().st_size if self.log.exists() else 0
