@@ -32,13 +32,11 @@ from runner.notify import Event, notify
 from runner.plan import (
     Change,
     CopyPoints,
-    LoadTables,
     Observed,
     Place,
     Plan,
     ReplaceVectors,
     SetServing,
-    UnloadTables,
     loads,
 )
 from runner.records import LedgerGone
@@ -296,12 +294,11 @@ def record_failure(run: Run, exc: BaseException) -> bool:
 
 
 def _did_nothing(run: Run, exc: BaseException) -> bool:
-    """Whether a rollback was refused before it changed anything: it is over then, and keeps nobody from going on. Tables are
-    filled and brought back in one transaction each, so what refuses one leaves it as it was."""
+    """Whether a rollback was refused before it changed anything: it is over then, and keeps nobody from going on."""
     if isinstance(exc, Transient) or not isinstance(exc, VecrunError):
         return False
     for number, row in enumerate(run.ledger.steps_of(run.run)):
-        if row["status"] == "running" and isinstance(run.plan.steps[number], LoadTables | UnloadTables):
+        if row["status"] == "running" and run.plan.steps[number].whole:
             run.ledger.set_step(run.lease, number, "pending")
     begun = any(row["status"] != "pending" for row in run.ledger.steps_of(run.run))
     return run.plan.purpose == "rollback" and bool(run.plan.steps) and not begun

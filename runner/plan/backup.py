@@ -120,6 +120,7 @@ class LoadTables(StepBase):
     rows: int = 0
 
     action: ClassVar[Action] = Action.CHANGE
+    whole: ClassVar[bool] = True
 
     @property
     def written_places(self) -> tuple[Place, ...]:
@@ -144,6 +145,7 @@ class UnloadTables(StepBase):
     of: LoadTables
 
     action: ClassVar[Action] = Action.DELETE
+    whole: ClassVar[bool] = True
 
     @property
     def written_places(self) -> tuple[Place, ...]:

@@ -54,6 +54,8 @@ class StepBase(Model):
     estimate: Estimate = Estimate()
 
     action: ClassVar[Action]
+    #: One transaction: when it is refused, nothing of it was done.
+    whole: ClassVar[bool] = False
 
     @property
     def destroys(self) -> str:

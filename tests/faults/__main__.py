@@ -25,9 +25,9 @@ from tests import servers, warm
 from tests.faults import backup, batch, kills, matrix, reembed, writing
 from tests.faults.archive import Chore
 from tests.faults.change import Change
-from tests.faults.library import Task
 from tests.faults.matrix import Score
 from tests.faults.nursery import Nursery
+from tests.faults.papers import Task
 from tests.faults.scene import PAIRS, Pair, missing
 
 #: Pairs of the matrix: all steps in one or the other, both kinds of chunks tables, a target that was there before.

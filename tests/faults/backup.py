@@ -13,7 +13,7 @@ from pathlib import Path
 from tests.faults import kills
 from tests.faults.archive import Chore
 from tests.faults.batch import APPLY, ROLLBACK, cases, spots
-from tests.faults.matrix import KILLED, Score, Spot
+from tests.faults.matrix import KILLED, Score, Spot, Watched
 from tests.faults.nursery import Nursery
 from tests.faults.scene import JOB
 
@@ -34,7 +34,7 @@ MATRIX = tuple(map(str, CHORES[:-1]))
 ROWS, MANY_ROWS, POINTS, MANY_POINTS = 60, 4000, 600, 1500
 
 
-class Workspace:
+class Workspace(Watched):
     """A chore that is done and undone in one workspace, and looked at whenever a process is dead."""
 
     def __init__(self, nursery: Nursery, directory: Path, chore: Chore, postgres: str, score: Score, size: int) -> None:
@@ -59,22 +59,6 @@ class Workspace:
         """Before each apply that is not the second half of another."""
         self.tries, self.resumed = self.tries + 1, True
         self.nursery.call("archive.prepare", directory=str(self.directory), number=self.tries)
-
-    def vecrun(
-        self, what: str, *arguments: str, crash_at: Spot | None = None, expected: tuple[int, ...] = (0,),
-        record: Path | None = None,
-    ) -> int:  # fmt: skip
-        """Run it; when it dies, look."""
-        status = self.nursery.vecrun(self.directory, *arguments, crash_at=str(crash_at or ""), record=record)
-        if status not in expected:
-            self.score.findings.append(
-                f"{what}: vecrun {' '.join(arguments)} ended with {status}, see {self.nursery.log}"
-                + (f"; it did not come to {crash_at}" if crash_at and status != KILLED else "")
-            )
-        elif status == KILLED:
-            self.score.crashes += 1
-            self.look(f"{what}: dead at {crash_at}")
-        return status
 
     def look(self, what: str) -> None:
         """Tables, collections and backups, as they are now."""

@@ -15,9 +15,9 @@ from typing import Any
 
 from runner.points import IdKind
 from tests.faults import kills
-from tests.faults.library import Task
-from tests.faults.matrix import KILLED, Score, Spot
+from tests.faults.matrix import KILLED, Score, Spot, Watched
 from tests.faults.nursery import Nursery
+from tests.faults.papers import Task
 from tests.faults.scene import JOB
 
 TASKS = (
@@ -48,8 +48,10 @@ DONE = (3,)
 APPLY, ROLLBACK = ("apply", f"jobs/{JOB}.yaml", "--auto-approve", "--unpin"), ("rollback", JOB, "--auto-approve")
 
 
-class Workspace:
+class Workspace(Watched):
     """An operation that is done and undone in one workspace, and looked at whenever a process is dead."""
+
+    right = DONE
 
     def __init__(
         self, nursery: Nursery, directory: Path, task: Task, postgres: str, score: Score, documents: int, batch: int,
@@ -57,7 +59,7 @@ class Workspace:
     ) -> None:  # fmt: skip
         self.nursery, self.directory, self.task, self.score = nursery, directory, task, score
         nursery.call(
-            "library.build", directory=str(directory), task=asdict(task), documents=documents, batch_size=batch,
+            "papers.build", directory=str(directory), task=asdict(task), documents=documents, batch_size=batch,
             postgres=postgres, delay=delay, bucket=bucket,
         )  # fmt: skip
 
@@ -72,22 +74,6 @@ class Workspace:
             self.compare("undisturbed", after=number == 0)
             seen.append(spots(record.read_text().split()) if record.exists() else [])
         return seen[0], seen[1]
-
-    def vecrun(
-        self, what: str, *arguments: str, crash_at: Spot | None = None, expected: tuple[int, ...] = DONE,
-        record: Path | None = None,
-    ) -> int:  # fmt: skip
-        """Run it; when it dies, look."""
-        status = self.nursery.vecrun(self.directory, *arguments, crash_at=str(crash_at or ""), record=record)
-        if status not in expected:
-            self.score.findings.append(
-                f"{what}: vecrun {' '.join(arguments)} ended with {status}, see {self.nursery.log}"
-                + (f"; it did not come to {crash_at}" if crash_at and status != KILLED else "")
-            )
-        elif status == KILLED:
-            self.score.crashes += 1
-            self.look(f"{what}: dead at {crash_at}")
-        return status
 
     def look(self, what: str) -> None:
         """Rows, points and files, as they are now."""

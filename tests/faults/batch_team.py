@@ -16,9 +16,9 @@ from tests import servers, warm
 from tests.faults.batch import APPLY, BATCH, ROLLBACK
 from tests.faults.blows import END_SECONDS, FINAL, LEASE_SECONDS, World
 from tests.faults.ledger_watch import LedgerWatch
-from tests.faults.library import Task
 from tests.faults.matrix import Score
 from tests.faults.nursery import Nursery
+from tests.faults.papers import Task
 from tests.faults.team import COMMAND, Team, environment
 
 #: Documents: enough for two partitions.
@@ -36,7 +36,7 @@ def strike(world: World, directory: Path, task: Task, seed: int, kills: int) -> 
         "limits": {"workers": 2, "retry_delay": 0.5, "lease_seconds": LEASE_SECONDS},
     }  # fmt: skip
     nursery.call(
-        "library.build", directory=str(directory), task=asdict(task), documents=DOCUMENTS, batch_size=4 * BATCH,
+        "papers.build", directory=str(directory), task=asdict(task), documents=DOCUMENTS, batch_size=4 * BATCH,
         postgres=world.postgres, delay=0.05, team=team,
     )  # fmt: skip
     log = directory.with_name(f"{directory.name}-workers.log")

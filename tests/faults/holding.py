@@ -16,7 +16,7 @@ from runner.documents import SqlConfig
 from runner.documents import rows as tables
 from runner.documents.database import Database
 from runner.plan import Change, UndoTables
-from tests.faults.library import LOST_FILES, TRASH, Scene, Text, load, picture, report
+from tests.faults.papers import LOST_FILES, TRASH, Scene, Text, load, picture, report
 from tests.faults.scene import JOB
 from tests.faults.truth import Counts
 

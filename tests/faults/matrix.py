@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -65,6 +66,35 @@ class Score:
         self.runs += 1
         self.counts += counts
         self.findings += [f"{what}: {text}" for text in checked["findings"] + counts.examples]
+
+
+class Watched(ABC):
+    """A workspace whose commands die at chosen places, and that is looked at after each death, before anything goes on."""
+
+    nursery: Nursery
+    directory: Path
+    score: Score
+    right: tuple[int, ...] = (0,)  # exit codes of a command that was not disturbed
+
+    @abstractmethod
+    def look(self, what: str) -> None:
+        """Add what is wrong at this moment to the findings."""
+
+    def vecrun(
+        self, what: str, *arguments: str, crash_at: Spot | None = None, expected: tuple[int, ...] | None = None,
+        record: Path | None = None,
+    ) -> int:  # fmt: skip
+        """Run it; when it dies, look."""
+        status = self.nursery.vecrun(self.directory, *arguments, crash_at=str(crash_at or ""), record=record)
+        if status not in (expected or self.right):
+            self.score.findings.append(
+                f"{what}: vecrun {' '.join(arguments)} ended with {status}, see {self.nursery.log}"
+                + (f"; it did not come to {crash_at}" if crash_at and status != KILLED else "")
+            )
+        elif status == KILLED:
+            self.score.crashes += 1
+            self.look(f"{what}: dead at {crash_at}")
+        return status
 
 
 def apply_spots(pair: Pair) -> list[Spot]:

@@ -20,12 +20,12 @@ import yaml
 from runner.points import IdKind, Payloads, PointBatch
 from tests import servers
 from tests.conftest import FULL
-from tests.faults import batch_team, library
+from tests.faults import batch_team, papers
 from tests.faults.batch import APPLY, DONE, ROLLBACK, Workspace
 from tests.faults.blows import World
-from tests.faults.library import Operation, Task
 from tests.faults.matrix import KILLED, Score, Spot
 from tests.faults.nursery import Nursery
+from tests.faults.papers import Operation, Task
 from tests.faults.scene import JOB, opened
 from tests.servers import S3
 
@@ -69,8 +69,8 @@ def make(tmp_path: Path) -> Make:
     return build
 
 
-def scene_of(space: Workspace) -> library.Scene:
-    return library.load(str(space.directory))
+def scene_of(space: Workspace) -> papers.Scene:
+    return papers.load(str(space.directory))
 
 
 def do(space: Workspace, *arguments: str, at: Spot | None = None, expected: tuple[int, ...] = DONE) -> None:
@@ -79,7 +79,7 @@ def do(space: Workspace, *arguments: str, at: Spot | None = None, expected: tupl
 
 
 def world(space: Workspace) -> dict[str, Any]:
-    return dict(json.loads(json.dumps(library.picture(scene_of(space)))))
+    return dict(json.loads(json.dumps(papers.picture(scene_of(space)))))
 
 
 def agrees(now: dict[str, Any]) -> None:
@@ -104,7 +104,7 @@ def test_a_second_try_that_is_killed_is_undone_alone(make: Make, s3: S3, monkeyp
     try:
         for spot in (Spot(STEPS["delete"], "files"), Spot(STEPS["delete"], "rows"))[: 2 if FULL else 1]:
             do(space, *APPLY)
-            assert [row[1] for row in library.report(scene_of(space))].count("failed") > 3
+            assert [row[1] for row in papers.report(scene_of(space))].count("failed") > 3
             allow("*")
             do(space, *RETRY, at=spot)
             do(space, *ROLLBACK, expected=(0,))
@@ -119,7 +119,7 @@ def test_a_second_try_that_is_killed_is_undone_alone(make: Make, s3: S3, monkeyp
         allow("*")
         do(space, *RETRY, at=Spot(STEPS["delete"], "files"))
         do(space, *RESUME)
-        assert [row[0] for row in library.report(scene_of(space)) if row[1] == "failed"] == ["nobody"]
+        assert [row[0] for row in papers.report(scene_of(space)) if row[1] == "failed"] == ["nobody"]
         do(space, *ROLLBACK, expected=(0,))
         assert world(space) == before
     finally:
@@ -157,7 +157,7 @@ def test_a_chunk_that_comes_after_the_selection(make: Make, operation: Operation
     scene = scene_of(space)
     with opened(scene.store) as store:
         vectors = {store.capabilities().default_vector_name: scene.vectors("first", ["late"])}
-        payload = library.payload_of(scene.texts[0], 0) | {"text": "late", "position": 9}
+        payload = papers.payload_of(scene.texts[0], 0) | {"text": "late", "position": 9}
         store.upsert(scene.name, PointBatch(["late"], vectors, Payloads([payload])))
     with scene.database() as (database, _):
         database.execute(

@@ -20,9 +20,9 @@ from runner.executor import slices
 from runner.points import IdKind, PointBatch, PointId
 from runner.store import ConnectionConfig, Store
 from runner.stores import open_store
-from tests.faults import holding, library
+from tests.faults import holding, papers
 from tests.faults.batch import APPLY, ROLLBACK
-from tests.faults.library import Task
+from tests.faults.papers import Task
 from tests.faults.scene import JOB
 from tests.faults.test_faulty_store import Faults, FaultyStore
 
@@ -77,10 +77,10 @@ class Bench:
         assert done.exit_code == expected, done.output
 
     def picture(self) -> dict[str, Any]:
-        return dict(json.loads(json.dumps(library.picture(library.load(str(self.directory))))))
+        return dict(json.loads(json.dumps(papers.picture(papers.load(str(self.directory))))))
 
     def report(self) -> dict[str, list[Any]]:
-        return {row[0]: row for row in library.report(library.load(str(self.directory)))}
+        return {row[0]: row for row in papers.report(papers.load(str(self.directory)))}
 
     def same(self, *, after: bool) -> None:
         checked = holding.ended(str(self.directory), after)
@@ -100,7 +100,7 @@ def bench(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(world, "open_store", opened)
     task = Task(request.param, "files", IdKind.STRING, "sqlite")
-    library.build(str(tmp_path / "w"), asdict(task), 12, 4, "")
+    papers.build(str(tmp_path / "w"), asdict(task), 12, 4, "")
     monkeypatch.chdir(tmp_path / "w")
     found.append(Bench(tmp_path / "w"))
     found[0].learn()
@@ -135,7 +135,7 @@ def test_a_store_that_fails_now_and_then_and_takes_little(bench: Bench) -> None:
 @EACH
 def test_a_document_that_the_store_refuses(bench: Bench) -> None:
     """It alone has failed, and is as before; another try brings it to where it would have been."""
-    victim, target = "d009", library.load(str(bench.directory)).name
+    victim, target = "d009", papers.load(str(bench.directory)).name
     after = json.loads((bench.directory / "after.json").read_text())
     mine = {
         point
@@ -150,7 +150,7 @@ def test_a_document_that_the_store_refuses(bench: Bench) -> None:
         if (written or (call == "upsert" and operation == "delete")) and mine & {str(one) for one in ids}:
             raise Permanent("The store refused a point", "on purpose")
 
-    operation = library.load(str(bench.directory)).task.operation
+    operation = papers.load(str(bench.directory)).task.operation
     bench.fault = refused
     bench.vecrun(*APPLY, expected=3)
     bench.fault = None
