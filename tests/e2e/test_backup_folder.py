@@ -421,7 +421,8 @@ def test_strange_manifests_stop_no_backup(nightly: Nightly) -> None:
     nightly.fill()
     made = nightly.back_up()
     for number, data in enumerate(STRANGE.values()):
-        (nightly.folder / f"backup_2026112{number}_000000.json").write_bytes(data())
+        at = datetime.strptime(made, "%Y%m%d_%H%M%S").replace(tzinfo=UTC) + timedelta(seconds=number + 1)
+        (nightly.folder / f"backup_{manifest.new_id(at)}.json").write_bytes(data())
     (nightly.folder / "backup_20261399_250000.json").write_bytes(b"")
     nightly.altered(made, "20261119_000000", tables=[], collections=[])
     assert "VI131" in codes(nightly.plan())
