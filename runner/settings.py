@@ -337,6 +337,9 @@ def resolve(data: Mapping[str, Any], document: Document, at: tuple[str | int, ..
             except OSError as exc:
                 value = None
                 problems.append(document.diagnostic(path, f"file {name} cannot be read: {exc.strerror}"))
+            except UnicodeDecodeError:  # its text would be a part of the secret
+                value = None
+                problems.append(document.diagnostic(path, f"file {name} is no text", "write it in base64"))
         register_secret(value or "")
         return value or ""
 

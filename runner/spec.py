@@ -438,6 +438,7 @@ def literal_secrets(document: Document) -> list[Diagnostic]:
         value = str(value)
         password = _URL_PASSWORD.match(value)
         literal = (path[-1] in _SECRET_KEYS or _holds_key(path, value)) and not REFERENCE.search(value)
+        literal = literal and not _computed(path, value)
         if literal or (password and not REFERENCE.search(password.group(1) or password.group(2))):
             found.append(
                 document.diagnostic(
@@ -445,6 +446,11 @@ def literal_secrets(document: Document) -> list[Diagnostic]:
                 )
             )
     return found
+
+
+def _computed(path: tuple[str | int, ...], value: str) -> bool:
+    """Whether a value is an expression of a map of rows: it is called as the column or name that it is for."""
+    return "map" in path and path[-2] in ("let", "values") and not value.lstrip().startswith(("'", '"'))
 
 
 def _holds_key(path: tuple[str | int, ...], value: str) -> bool:

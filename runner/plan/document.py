@@ -45,19 +45,35 @@ from runner.plan.moves import (
     SwitchAlias,
     VerifyPoints,
 )
+from runner.plan.relational import (
+    CheckQueries,
+    CreateTables,
+    DropColumn,
+    EncryptColumns,
+    ForgetSteps,
+    MapRows,
+    RecordSteps,
+    RemoveTables,
+    RestoreColumn,
+    RevertStatements,
+    RunStatements,
+    UnmapRows,
+    VerifyRows,
+)
 from runner.plan.step import Place
 from runner.points import Model
 from runner.spec import digest
 from runner.store import Problem
 
-FORMAT_VERSION = "1.3"
+FORMAT_VERSION = "1.4"
 
 Step = Annotated[
     CreateCollection | CopyPoints | FinishCollection | VerifyPoints | RewriteIds | RestoreIds | SwitchAlias
     | SetServing | ClearCollection | DropCollection | CatchUp | Hold | ReplaceVectors | RestoreVectors | SetModel
     | SettleFailures | CheckQuality | SelectDocuments | DeleteDocuments | EditDocuments | ReprocessDocuments
     | CheckDocuments | RestoreDocuments | BackUpTables | TruncateTables | LoadTables | UnloadTables | BackUpPoints
-    | SealBackup | CheckBackup,
+    | SealBackup | CheckBackup | CheckQueries | CreateTables | RemoveTables | RunStatements | RevertStatements | MapRows
+    | UnmapRows | EncryptColumns | VerifyRows | DropColumn | RestoreColumn | RecordSteps | ForgetSteps,
     Field(discriminator="type"),
 ]  # fmt: skip
 
@@ -66,7 +82,7 @@ class Observed(Model):
     """A collection, or a relational table, as it was when the plan was made. `count` and `schema_digest` are None when it did not exist."""
 
     place: Place
-    role: Literal["source", "target", "table"]
+    role: Literal["source", "target", "table", "relation"]  # relation: a table of any relational database
     count: int | None
     schema_digest: str | None
     live: bool = False  # it is written to: its count may move
@@ -84,7 +100,7 @@ class Observed(Model):
 
 def acceptable(code: str) -> bool:
     """Whether a spec may accept a finding: `accept: [{code, reason}]`."""
-    return code.startswith(("VL", "VC")) or code in ("VD101", "VD105", "VD106")
+    return code.startswith(("VL", "VC")) or code in ("VD101", "VD105", "VD106", "VD107")
 
 
 class Notice(Model):
