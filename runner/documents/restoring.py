@@ -16,10 +16,11 @@ from typing import Any
 import sqlalchemy as sa
 
 from runner.documents.columns import Column, batches, listed, plain, run
-from runner.documents.database import Database, said
+from runner.documents.database import Database
 from runner.documents.editing import dumps, present, write
 from runner.documents.positions import Move, move
 from runner.documents.reading import as_json
+from runner.documents.refusals import said
 from runner.documents.undo import DID, Side, Sides, made_of, sides, there
 from runner.edit import Edit
 from runner.errors import Permanent

@@ -455,7 +455,7 @@ def test_a_table_that_takes_no_row_any_more_stops_it(database: Database, undo: U
     sql(database, rule)
     before = dump(database)
     for ask in (rows.restorable, rows.restore):
-        with pytest.raises(Permanent, match=r"never|rule"):
+        with pytest.raises(Permanent, match=r"never|rule|a trigger"):
             ask(database, ROWS, undo, [1, 2])
         same(database, before)
     sql(database, away)
