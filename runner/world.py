@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from runner.backups import BackupConfig
+from runner.ciphers import Cipher, KeyConfig
 from runner.documents import SqlConfig
 from runner.embedder import Embedder, EmbedderConfig
 from runner.embedders import config_model as embedder_model
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from runner.documents.database import Database
     from runner.documents.postgres import Postgres
     from runner.objects.storage import Objects
+    from runner.relational.opened import RelationalDatabase
 
 Mode = Literal["read", "dry", "write"]
 
@@ -42,6 +44,7 @@ class World:
     ) -> None:  # fmt: skip
         self.settings, self.mode, self.inline, self.ledger = settings, mode, dict(inline or {}), ledger
         self._open: dict[str, Store | Database | Postgres | Embedder | Objects] = {}
+        self._ciphers: dict[str, Cipher] = {}
         self._lock = threading.RLock()  # a store of backups opens the storage that they are in
 
     def store(self, name: str) -> Store:
@@ -81,6 +84,33 @@ class World:
             elif isinstance(opened := self._open[name], Store):
                 raise Permanent("This connection is no relational database", f"{name} has type {opened.type}, not sql")
             return cast("Database", self._open[name])
+
+    def relational(self, name: str) -> RelationalDatabase:
+        """The same to be migrated: its transactions are refused to a planner, and a dry run takes all of them back."""
+        from runner.relational.opened import RelationalDatabase
+        from runner.relational.rehearsal import Rehearsal
+
+        with self._lock:
+            key = f"relational:{name}"
+            if key not in self._open:
+                config = self._config(name)
+                if not isinstance(config, SqlConfig):
+                    raise Permanent(
+                        "This connection is no relational database", f"{name} has type {config.type}, not sql"
+                    )
+                try:
+                    dry, writes = self.mode == "dry", self.mode == "write"
+                    self._open[key] = Rehearsal(config) if dry else RelationalDatabase(config, writes=writes)
+                except VecrunError as exc:
+                    raise _named(exc, name) from exc
+            return cast("RelationalDatabase", self._open[key])
+
+    def rehearsed(self) -> list[str]:
+        """How a dry run has changed the schemas of databases, a line for each thing."""
+        from runner.relational.rehearsal import Rehearsal
+
+        with self._lock:
+            return [line for one in self._open.values() if isinstance(one, Rehearsal) for line in one.differences()]
 
     def postgres(self, name: str) -> Postgres:
         """The PostgreSQL database behind a connection of type sql or pgvector, for tables as a whole. The server refuses
@@ -143,6 +173,16 @@ class World:
                     raise _named(exc, name, "model") from exc
             return cast("Embedder", self._open[key])
 
+    def cipher(self, name: str) -> Cipher:
+        """The key behind an inline connection of type key. Permanent when it has another length than 32 bytes."""
+        with self._lock:
+            if name not in self._ciphers:
+                config = self._config(name)
+                if not isinstance(config, KeyConfig):
+                    raise Permanent("This connection is no key", f"{name} has type {config.type}")
+                self._ciphers[name] = Cipher(config.name, config.algorithm, config.secret)
+            return self._ciphers[name]
+
     def unshared(self, name: str) -> str:
         """Why only one process at a time can open what is behind a connection; empty if several can."""
         return "" if name.startswith(MODEL) else self._config(name).unshared
@@ -195,13 +235,15 @@ class World:
 
 
 def connection_model(connection_type: str) -> type[ConnectionConfig] | type[EmbedderConfig]:
-    """The pydantic model of a connection type: a store, `sql`, `folder`, `s3`, `backup`, or model:PROVIDER. NotFound lists those there are."""
+    """The pydantic model of a connection type: a store, `sql`, `folder`, `s3`, `backup`, `key`, or model:PROVIDER. NotFound lists those there are."""
     if connection_type.startswith(MODEL):
         return embedder_model(connection_type.removeprefix(MODEL))
     if connection_type == "sql":
         return SqlConfig
     if connection_type == "backup":
         return BackupConfig
+    if connection_type == "key":
+        return KeyConfig
     if connection_type in OBJECTS:
         return OBJECTS[connection_type]
     if connection_type not in STORES:

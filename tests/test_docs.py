@@ -23,6 +23,7 @@ from tests.e2e.test_cli import LEAVES
 
 ROOT = Path(__file__).resolve().parents[1]
 JOBS = sorted((ROOT / "jobs").glob("*.yaml"))
+EXAMPLES = sorted((ROOT / "jobs" / "examples").glob("*.yaml"))
 
 
 def documentation() -> str:
@@ -103,7 +104,7 @@ def test_the_shipped_workspace_is_what_init_makes(tmp_path: Path) -> None:
     load(tmp_path, "demo", connection_model)
 
 
-@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*JOBS, *EXAMPLES], ids=lambda path: path.stem)
 def test_shipped_jobs_pass_both_layers(path: Path) -> None:
     job = load_job(path, spec_models(), {})
     jsonschema.validate(job.document.data, json.loads((ROOT / "schemas" / f"{job.kind}.json").read_text()))

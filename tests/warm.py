@@ -23,7 +23,7 @@ import threading
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from subprocess import PIPE
+from subprocess import PIPE, STDOUT
 from typing import Any
 
 import runner
@@ -47,7 +47,7 @@ SELDOM = (
 )
 _LENGTH = 8
 
-__all__ = ["PIPE", "Popen", "also", "run"]
+__all__ = ["PIPE", "STDOUT", "Popen", "also", "run"]
 
 
 class Popen(subprocess.Popen[Any]):

@@ -10,11 +10,24 @@ import traceback
 
 import click
 
-from runner.cli import backups, checks, ci, jobs, keeping, models, notifications, records, workers
+from runner.cli import backups, checks, ci, jobs, keeping, models, notifications, records, stamping, workers
 from runner.cli.command import cli
 from runner.errors import redact
 
-__all__ = ["backups", "checks", "ci", "cli", "jobs", "keeping", "main", "models", "notifications", "records", "workers"]
+__all__ = [
+    "backups",
+    "checks",
+    "ci",
+    "cli",
+    "jobs",
+    "keeping",
+    "main",
+    "models",
+    "notifications",
+    "records",
+    "stamping",
+    "workers",
+]
 
 
 def main() -> None:

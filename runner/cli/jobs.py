@@ -309,7 +309,7 @@ def resume(context: Context, job: str, detach: bool, wait: float | None, as_json
 @click.option("--sample", type=click.IntRange(1), help="Points to compare in mode sample.")
 @options
 def verify(context: Context, job: str, mode: str | None, sample: int | None, as_json: bool) -> None:
-    """Compare source and target of an applied job again."""
+    """Compare source and target of an applied job again, or made rows with those that they were made of."""
     from runner import commands
     from runner.report import text, to_json
 
@@ -324,7 +324,7 @@ def verify(context: Context, job: str, mode: str | None, sample: int | None, as_
 @click.argument("job")
 @click.option("--auto-approve", is_flag=True, help="Do not ask.")
 @click.option("--dry-run", is_flag=True, help="Only show what it would do.")
-@click.option("--discard-new-points", is_flag=True, help="Also when points were written to the target since.")
+@click.option("--discard-new-points", is_flag=True, help="Also when points or rows were written to the target since.")
 @approvable
 @starting
 @options

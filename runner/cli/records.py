@@ -179,21 +179,26 @@ def schema(kind: str | None, as_json: bool) -> None:
 @click.option("--reembed", is_flag=True, help="Change its embedding model instead, while another process searches it.")
 @click.option("--documents", is_flag=True, help="Tag, cut anew and delete some of its documents instead, and undo it.")
 @click.option("--backup", is_flag=True, help="Back up LangChain's tables instead, empty them, and restore them.")
+@click.option("--sql", is_flag=True, help="Turn API keys in clear into encrypted credentials instead, and undo it.")
 @click.option(
     "--pull-request", is_flag=True, help="Change it in a pull request instead, with git and a host of its own."
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout; what it tells goes to stderr.")
-def demo(directory: Path, reembed: bool, documents: bool, backup: bool, pull_request: bool, as_json: bool) -> None:
+def demo(
+    directory: Path, reembed: bool, documents: bool, backup: bool, sql: bool, pull_request: bool, as_json: bool
+) -> None:
     """Build a small knowledge base without any network and move it: Milvus → Qdrant → pgvector, and back."""
     from runner.demo import backup as tables
+    from runner.demo import credentials, migration, reembedding
     from runner.demo import documents as batch
-    from runner.demo import migration, reembedding
     from runner.demo import pull_request as review
     from runner.report import to_json
 
     try:
         with redirect_stdout(sys.stderr) if as_json else nullcontext():
-            chosen = {reembedding: reembed, batch: documents, tables: backup, review: pull_request}
+            chosen = {
+                reembedding: reembed, batch: documents, tables: backup, credentials: sql, review: pull_request
+            }  # fmt: skip
             next((one for one, wanted in chosen.items() if wanted), migration).run(directory)
     except VecrunError as exc:
         fail(exc, as_json=as_json)

@@ -14,6 +14,7 @@ _VERBS = {
     "validation": ("Validation", "validate"),
     "linting": ("Finding", "Linted", "lint"),
     "planning": ("plan", "plan_rollback"),
+    "stamping": ("plan_stamp",),
     "backups": ("BackupsChecked", "Listed", "check_backups", "list_backups"),
     "application": ("apply", "resume", "unfinished_of"),
     "execution": ("Outcome",),

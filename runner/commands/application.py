@@ -45,7 +45,7 @@ from runner.executor import Run, settle
 from runner.executor.catchup import release
 from runner.ledger import FINAL, UNLIMITED
 from runner.lock import machine, now
-from runner.plan import BackUpTables, CopyPoints, Plan, ReplaceVectors, TruncateTables, VerifyPoints, loads
+from runner.plan import BackUpTables, CopyPoints, Plan, ReplaceVectors, TruncateTables, VerifyPoints, VerifyRows, loads
 from runner.spec import Job
 from runner.sweeper import Sweeper
 from runner.world import World
@@ -179,7 +179,7 @@ def _resume(
         crash.point("run", "resumed")
         rows = ledger.steps_of(row["run"])
         for number, step in enumerate(rows):
-            again = isinstance(plan.steps[number], VerifyPoints) and step["status"] == "failed"
+            again = isinstance(plan.steps[number], VerifyPoints | VerifyRows) and step["status"] == "failed"
             # what was refused because rows came after the backup needs another one
             emptying = any(isinstance(one, TruncateTables) for one in plan.steps[number + 1 :])
             refused = row["status"] == "failed" and rows[-1]["status"] != "done" and step["status"] == "done"
@@ -285,6 +285,8 @@ def _dry_run(
         )  # fmt: skip
         try:
             Embedded(run, progress or no_progress).execute()
+            for line in world.rehearsed():
+                say(line)
         finally:
             run.services.close()
         return outcome(run, time.monotonic() - began)

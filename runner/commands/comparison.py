@@ -12,11 +12,12 @@ from runner.actors import Embedded, Progress
 from runner.commands.backups import backups_of, tables_of
 from runner.commands.context import Context, job_of
 from runner.commands.execution import no_progress
+from runner.commands.relational import ROWS, answers, names_of, relational_steps, rows_result
 from runner.errors import Interrupted, NotFound, PlanRefused, VecrunError, VerificationFailed
 from runner.executor import Run
 from runner.executor.verify import copied_by
 from runner.ledger import UNLIMITED
-from runner.plan import Change, CheckDocuments, VerifyPoints
+from runner.plan import Change, CheckDocuments, VerifyPoints, VerifyRows
 from runner.sweeper import Sweeper
 from runner.world import World
 
@@ -37,7 +38,8 @@ def verify(
     context: Context, job: str, *, mode: str | None = None, sample: int | None = None, progress: Progress | None = None,
     stop: threading.Event | None = None,
 ) -> Verified:  # fmt: skip
-    """Compare source and target of an applied job again, a backup with its manifest. Writes nothing but a line in the run's
+    """Compare source and target of an applied job again, a backup with its manifest, made rows with those that they were made
+    of. Writes nothing but a line in the run's
     log."""
     with context.ledger(reading=True) as ledger:
         name = job_of(context, ledger, job)
@@ -57,10 +59,12 @@ def verify(
             key: value for key, value in (("mode", mode), ("sample", sample)) if value is not None
         }
         changes["live"] = None  # it only looks
-        steps: list[VerifyPoints | CheckDocuments] = [
+        steps: list[VerifyPoints | CheckDocuments | VerifyRows] = [
             step.model_copy(update=changes) for step in plan.steps if isinstance(step, VerifyPoints)
         ]
         steps += [CheckDocuments(of=step) for step in plan.steps if isinstance(step, Change)]
+        of_rows, others = relational_steps(state, ledger)
+        steps += of_rows
         results: list[dict[str, Any]] = []
         with World(context.settings, "read", plan.inline) as world:
             if elsewhere := planner.moved_connections(plan, world):
@@ -82,6 +86,8 @@ def verify(
                     try:
                         Embedded(run, progress or no_progress).execute()
                         result = private.steps_of("verify")[0]["result"]
+                        if isinstance(step, VerifyRows):
+                            result = rows_result(result)
                         if isinstance(step, CheckDocuments):
                             result = {
                                 "mode": DOCUMENTS,
@@ -97,10 +103,17 @@ def verify(
                         ) from exc
                     except VerificationFailed as exc:
                         how = step.mode if isinstance(step, VerifyPoints) else DOCUMENTS
+                        how = ROWS if isinstance(step, VerifyRows) else how
                         result = {"mode": how, "differences": exc.detail.split("\n")}
                     finally:
                         run.services.close()
-                results.append({"from": str(step.source), "to": str(step.target)} | result)
+                names = (
+                    names_of(step)
+                    if isinstance(step, VerifyRows)
+                    else {"from": str(step.source), "to": str(step.target)}
+                )
+                results.append(names | result)
+            results += answers(others, world)
             results += backups_of(plan, applied, world, read_data=mode != "count", stop=stop)
             results += tables_of(plan, applied, world)
         verified = Verified(name, not any(item["differences"] for item in results), tuple(results))

@@ -12,6 +12,9 @@ from runner.plan import Change, Plan, loads
 from runner.points import PointId
 from runner.vectors import Failure, Vectors
 
+#: A kind of jobs that leave rows out as the spec says.
+RELATIONAL = "SqlMigration"
+
 
 @dataclass(frozen=True)
 class Failures:
@@ -21,6 +24,7 @@ class Failures:
     job: str
     status: str
     items: tuple[Failure, ...]
+    kind: str = ""  # of the job
 
 
 def failures(context: Context, name: str) -> Failures:
@@ -33,7 +37,8 @@ def failures(context: Context, name: str) -> Failures:
                 if found := kept.failed(other["run"]):
                     row = other
                     break
-        return Failures(row["run"], row["job"], row["status"], tuple(found))
+        kind = loads(ledger.run(row["run"])["plan"], f"run {row['run']}").kind
+        return Failures(row["run"], row["job"], row["status"], tuple(found), kind)
 
 
 @dataclass(frozen=True)
@@ -101,4 +106,10 @@ def plan_retry(context: Context, job: str) -> Plan | None:
                     f"Go on with it: vecrun resume {name}",
                 )
             return None
+        if context.states.load(name).kind == RELATIONAL:
+            raise NotFound(
+                "Nothing to try again",
+                f"rows that job {name} leaves out are not tried again",
+                f"Mend them, then: vecrun rollback {name}, and apply the job with --unpin",
+            )
         return planner.retry(name, context.settings, ledger, context.states)

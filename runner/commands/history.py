@@ -17,8 +17,11 @@ from runner.plan import (
     BackUpTables,
     Change,
     CopyPoints,
+    EncryptColumns,
     LoadTables,
+    MapRows,
     Plan,
+    Recorded,
     ReplaceVectors,
     RestoreDocuments,
     RestoreVectors,
@@ -106,7 +109,10 @@ def status(context: Context, name: str) -> RunStatus:
 
 def _moves(step: Step) -> bool:
     """Whether a step's points, documents or rows count as the run's."""
-    counted = CopyPoints | RestoreVectors | Change | RestoreDocuments | BackUpPoints | BackUpTables | LoadTables
+    counted = (
+        CopyPoints | RestoreVectors | Change | RestoreDocuments | BackUpPoints | BackUpTables | LoadTables | MapRows
+        | EncryptColumns
+    )  # fmt: skip
     return isinstance(step, counted) or (isinstance(step, ReplaceVectors) and step.phase == "before")
 
 
@@ -197,6 +203,11 @@ def left_behind(context: Context, name: str) -> list[str]:
                     else f"says {step.embed.identity.version} for points that were embedded"
                 )
                 found.append(f"{column} {says}")
+            elif isinstance(step, Recorded):
+                whole = (
+                    "is done and recorded" if state["status"] == "done" else "was begun; what is done of it is recorded"
+                )
+                found.append(f"{step.connection}: step {step.name} {whole}")
             elif isinstance(step, TruncateTables | LoadTables | UnloadTables) and state["status"] == "done":
                 places = ", ".join(map(str, step.written_places))
                 said = {"truncate_tables": "emptied", "load_tables": "filled from the backup"}

@@ -30,8 +30,9 @@ def refuse_blocked(plan: Plan) -> None:
             hint += "\nFor VP: do what the policy says, or change the policies of vecrun.yaml; no job can accept it"
         if hints:
             hint += f"\nWhat is wanted can be accepted in the spec: accept: [{{code: {hints[0]}, reason: why}}]"
-        if any(item.code == planner.NEW_POINTS for item in plan.notices if item.blocking):
-            hint = "Save those points first, or lose them with: vecrun rollback " + plan.job + " --discard-new-points"
+        since = {planner.NEW_POINTS: "points", planner.ROWS_SINCE: "rows"}
+        for what in [since[item.code] for item in plan.notices if item.blocking and item.code in since]:
+            hint = f"Save those {what} first, or lose them with: vecrun rollback {plan.job} --discard-new-points"
         raise VecrunError("The plan cannot be applied as it is", "\n".join(lines), hint)
 
 
@@ -84,6 +85,9 @@ def refuse_moved_connections(context: Context, plan: Plan) -> None:
     with World(context.settings, "read", plan.inline) as world:
         if moved := planner.moved_connections(plan, world):
             raise PlanRefused("The plan is stale", "\n".join(moved), "Plan again, or put the connection back")
+        for name, given in plan.inline.items():
+            if given.get("type") == "key":  # a key that cannot be one is refused before there is a run
+                world.cipher(name)
 
 
 def refuse_stale(context: Context, ledger: Ledger, plan: Plan, run: str = "") -> None:

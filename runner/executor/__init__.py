@@ -13,7 +13,7 @@ from typing import Any
 from runner import crash
 from runner.documents import chunks as chunk_tables
 from runner.errors import Interrupted, Permanent
-from runner.executor import backup, batch, catchup, copy, quality, replace, settle, verify
+from runner.executor import backup, batch, catchup, copy, quality, relational, replace, settle, verify
 from runner.executor.backup import points
 from runner.executor.embedding import Services
 from runner.executor.flow import Stopped, retried
@@ -110,7 +110,10 @@ class NotOurs(Permanent):
 
 
 #: Steps that are worked on in partitions.
-Partitioned = CopyPoints | VerifyPoints | CatchUp | ReplaceVectors | RestoreVectors | BackUpPoints | batch.OverDocuments
+Partitioned = (
+    CopyPoints | VerifyPoints | CatchUp | ReplaceVectors | RestoreVectors | BackUpPoints | batch.OverDocuments
+    | relational.OverRows
+)  # fmt: skip
 
 
 def is_partitioned(step: Any) -> bool:
@@ -122,6 +125,9 @@ def cut(run: Run, number: int) -> None:
     """Store the partition table of a step, once, before its first write."""
     step = run.plan.steps[number]
     assert isinstance(step, Partitioned)
+    if isinstance(step, relational.OverRows):
+        _cut(run, number, relational.ranges(run, step))
+        return
     source = run.world.store(step.source.connection)
     if isinstance(step, batch.OverDocuments):
         ranges = batch.ranges(run, step)
@@ -141,8 +147,12 @@ def cut(run: Run, number: int) -> None:
     claim = catchup.first_claim(run, number, step) if catchup.in_passes(step) and not run.dry else 0
     if isinstance(step, ReplaceVectors):
         claim = replace.first_claim(run, number)
+    _cut(run, number, ranges, claim)
+
+
+def _cut(run: Run, number: int, ranges: list[KeyRange], claim: int = 0) -> None:
     run.ledger.cut(run.lease, number, ranges, fingerprint(ranges), claim=claim)
-    crash.point(step.type, "cut")
+    crash.point(run.plan.steps[number].type, "cut")
 
 
 def fingerprint(ranges: list[KeyRange]) -> str:
@@ -154,6 +164,8 @@ def work(run: Run, number: int, part: int) -> bool:
     """Work on one partition for at most SLICE_SECONDS. True when it is done or set aside, False to be called again."""
     step = run.plan.steps[number]
     assert isinstance(step, Partitioned)
+    if isinstance(step, relational.OverRows):
+        return relational.work(run, number, step, part, SLICE_SECONDS)
     if isinstance(step, BackUpPoints):
         return points.work(run, number, step, part, SLICE_SECONDS)
     for place in (step.source, step.target):  # before anything is claimed: a store may just be restarting
@@ -176,6 +188,8 @@ def finish(run: Run, number: int) -> dict[str, Any]:
     """After all partitions of a step: totals, and whether they are right."""
     step = run.plan.steps[number]
     parts = run.ledger.partitions_of(run.run, number)
+    if isinstance(step, relational.OverRows):
+        return relational.finish(run, number, step, parts)
     if isinstance(step, batch.OverDocuments):
         return batch.finish(run, step, parts)
     if isinstance(step, BackUpPoints):
@@ -215,6 +229,8 @@ def _do(run: Run, number: int) -> dict[str, Any]:
     step = run.plan.steps[number]
     if isinstance(step, backup.AtOnce):
         return backup.do(run, step)
+    if isinstance(step, relational.AtOnce):
+        return relational.do(run, number, step)
     match step:
         case CreateCollection():
             store = run.world.store(step.target.connection)

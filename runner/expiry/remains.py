@@ -17,14 +17,26 @@ from runner import crash
 from runner.clauses.spec import saved
 from runner.errors import VecrunError
 from runner.ledger import Ledger
-from runner.plan import Change, DeleteDocuments, Files, LoadTables, Place, Plan, ReplaceVectors, RewriteIds, SetModel
+from runner.plan import (
+    Change,
+    DeleteDocuments,
+    DropColumn,
+    Files,
+    LoadTables,
+    MapRows,
+    Place,
+    Plan,
+    ReplaceVectors,
+    RewriteIds,
+    SetModel,
+)
 from runner.vectors import Vectors
 from runner.world import World
 
 Found = TypeVar("Found")
 
 #: Steps that keep rows as they were in a database.
-Undoable = RewriteIds | SetModel | Change | LoadTables
+Undoable = RewriteIds | SetModel | Change | LoadTables | MapRows | DropColumn
 #: Files that are listed, then deleted: so many are known at once, and so many calls are under way.
 LISTED, AT_ONCE = 1_000, 8
 
@@ -119,6 +131,8 @@ def _undo_names(plan: Plan, run: str) -> dict[str, Undoable]:
             found[f"{step.rows.connection}/{step.undo_table}"] = step
         elif isinstance(step, Change) and step.rows is not None and step.undo is not None:
             found[f"{step.rows.connection}/{step.undo.documents}"] = step
+        elif isinstance(step, MapRows | DropColumn) and step.undo:
+            found[f"{step.connection}/{step.undo}"] = step
         elif isinstance(step, LoadTables):  # where no old rows were kept there still is the record of the load
             found[f"{step.connection}/{step.undo[0][1] if step.undo else f'vecrun_load of {run}'}"] = step
     return found
@@ -132,6 +146,10 @@ def _undo_rows(world: World, name: str, step: Undoable, run: str) -> int | None:
         from runner.documents import unloading
 
         return unloading.undo_rows(world.postgres(step.connection), step, run)
+    if isinstance(step, MapRows | DropColumn):
+        from runner.relational import undone
+
+        return undone.undo_rows(world.relational(step.connection), step.undo)
     database = world.database(name.partition("/")[0])
     if isinstance(step, RewriteIds):
         return chunks.undo_rows(database, step.chunks, step.undo_table)
@@ -150,6 +168,11 @@ def _forget(world: World, name: str, step: Undoable, run: str) -> None:
         from runner.documents import unloading
 
         unloading.forget(world.postgres(step.connection), step, run)
+        return
+    if isinstance(step, MapRows | DropColumn):
+        from runner.relational import undone
+
+        undone.forget(world.relational(step.connection), step.undo)
         return
     database = world.database(name.partition("/")[0])
     if isinstance(step, RewriteIds):

@@ -16,6 +16,7 @@ from runner.world import World
 KINDS: dict[str, str] = {
     "BatchOperation": "runner.kinds.batch_operation:BatchOperationSpec",
     "Reembedding": "runner.kinds.reembedding:ReembeddingSpec",
+    "SqlMigration": "runner.kinds.sql_migration:SqlMigrationSpec",
     "VectorBackup": "runner.kinds.vector_backup:VectorBackupSpec",
     "VectorMigration": "runner.kinds.vector_migration:VectorMigrationSpec",
     "VectorRestore": "runner.kinds.vector_restore:VectorRestoreSpec",

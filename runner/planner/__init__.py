@@ -15,6 +15,7 @@ from runner.plan import (
     CopyPoints,
     LoadTables,
     Notice,
+    OfDatabase,
     Plan,
     ReplaceVectors,
     RestoreDocuments,
@@ -23,6 +24,7 @@ from runner.plan import (
     UnloadTables,
     loads,
 )
+from runner.planner import relational
 from runner.planner.observed import (
     Moved,
     applied_plan,
@@ -35,6 +37,7 @@ from runner.planner.observed import (
     observe,
 )
 from runner.planner.policies import judged, refusals
+from runner.planner.relational import ROWS_SINCE, plans_of, stamp
 from runner.planner.undo import NEW_POINTS, retry, rollback
 from runner.settings import MODEL, Settings
 from runner.spec import Job, digest
@@ -43,8 +46,8 @@ from runner.vectors import Vectors
 from runner.world import World
 
 __all__ = [
-    "NEW_POINTS", "Moved", "applied_plan", "build", "compare", "drift", "failed_documents", "foreign", "judged", "moved_connections", "moved_selection", "movements", "observe",
-    "refusals", "refuse_half_changed", "refuse_unfinished", "retry", "rollback", "spec_digest",
+    "NEW_POINTS", "ROWS_SINCE", "Moved", "applied_plan", "build", "compare", "drift", "failed_documents", "foreign", "judged", "moved_connections", "moved_selection", "movements", "observe", "plans_of",
+    "refusals", "refuse_half_changed", "refuse_unfinished", "retry", "rollback", "spec_digest", "stamp",
 ]  # fmt: skip
 
 PINNED = "VI201"
@@ -157,17 +160,21 @@ def refuse_half_changed(plan: Plan, ledger: Ledger) -> None:
     """VecrunError when another job has begun to fill a collection of this plan, or to replace its vectors, and has not come
     to its end: it goes on, or back, from there."""
     written, read = plan.places
+    # tables of documents are not locked: a migration of the same tables and a change of documents keep out of each other's way
+    tables, relations = relational.tables_of(plan.steps), {*relational.touched(plan.steps)}
     for row in ledger.runs_of():
         if row["job"] == plan.job or row["status"] in FINAL:
             continue
         other = loads(ledger.run(row["run"])["plan"], f"run {row['run']}")
         for step, state in zip(other.steps, ledger.steps_of(row["run"]), strict=True):
             filling = isinstance(step, CopyPoints | ReplaceVectors | RestoreVectors | Change | RestoreDocuments)
-            emptying = isinstance(step, TruncateTables | LoadTables | UnloadTables)
-            if not (filling or emptying) or state["status"] == "pending":
+            emptying = isinstance(step, TruncateTables | LoadTables | UnloadTables | OfDatabase)
+            if state["status"] == "pending":
                 continue
             places = {*([step.target] if filling else []), *(step.written_places if emptying else [])}  # type: ignore[union-attr]
-            for place in sorted(places & (written | read), key=str):
+            met = places & (written | read) | relational.tables_of([step]) & relations
+            met |= places & tables if isinstance(step, OfDatabase) else set()
+            for place in sorted(met, key=str):
                 raise VecrunError(
                     "Another job has changed a part of the collection",
                     f"{place}: run {row['run']} of job {row['job']} is {row['status']}",

@@ -16,6 +16,7 @@ from runner.plan import (
     SwitchAlias,
     loads,
 )
+from runner.planner import relational
 from runner.policies import segment
 from runner.spec import digest
 from runner.state import State
@@ -33,7 +34,12 @@ class Moved:
 
 
 def look(
-    world: World, place: Place, role: Literal["source", "target", "table"], live: bool = False, *, whole: bool = False
+    world: World,
+    place: Place,
+    role: Literal["source", "target", "table", "relation"],
+    live: bool = False,
+    *,
+    whole: bool = False,
 ) -> Observed:
     """A collection, or a relational table, as it is now; `whole`: with all of its schema."""
     shape: dict[str, Any] | None = None
@@ -44,6 +50,13 @@ def look(
             raise Permanent("The rows of a table cannot be counted", f"{place}: the login may not read all of it", hint)
         count = table.rows if table is not None else None
         shape = table.shape.looks if table is not None else None
+    elif role == "relation" and (relation := relational.described(world, place)) is not None:
+        return Observed(
+            place=place, role=role, count=relation.rows, schema_digest=digest(relation.looks), live=live,
+            shape=relational.shape(relation) if whole else None,
+        )  # fmt: skip
+    elif role == "relation":
+        count = None
     else:
         store = world.store(place.connection)
         schema = store.inspect(place.collection)
@@ -110,7 +123,10 @@ def movements(state: State, ledger: Ledger, world: World) -> list[Moved]:
     plan = applied_plan(state, ledger)
     if plan is not None and (elsewhere := moved_connections(plan, world)):
         return [Moved("", "connection", text) for text in elsewhere]
-    found = differences(state.world, observe(world, state.world, whole=True))
+    # rows of a relational table come and go: how many there are is compared between a plan and its apply only
+    was = tuple(item.model_copy(update={"live": True}) if item.role == "relation" else item for item in state.world)
+    found = differences(was, observe(world, was, whole=True))
+    found += [Moved(place, "record", text) for place, text in relational.unrecorded(state, ledger, world)]
     for step in plan.steps if plan is not None else ():
         if isinstance(step, SwitchAlias):
             at = world.store(step.connection).aliases().get(step.alias)
@@ -143,12 +159,13 @@ def differences(before: tuple[Observed, ...], after: tuple[Observed, ...]) -> li
     """What moved between two observations: schemas part by part, where both are known in full."""
     found = list[Moved]()
     for old, new in zip(before, after, strict=True):
-        place, name = str(old.place), f"{old.place} ({old.role})"
+        place = str(old.place)
+        name = f"{place} ({'table' if old.role == 'relation' else old.role})"
         if (old.count is None) != (new.count is None):
             found.append(Moved(place, "presence", f"{name} {'appeared' if old.count is None else 'is gone'}"))
         elif old.count is not None and new.count is not None:
             if old.count != new.count and not old.live:
-                what = "rows" if old.role == "table" else "points"
+                what = "points" if old.role in ("source", "target") else "rows"
                 found.append(Moved(place, "count", f"{name} held {old.count:,} {what} and holds {new.count:,} now"))
             if old.schema_digest != new.schema_digest:
                 parts = _parts(old.shape, new.shape) if old.shape is not None and new.shape is not None else {}

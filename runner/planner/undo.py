@@ -39,6 +39,7 @@ from runner.plan import (
     loads,
     reversed_steps,
 )
+from runner.planner import relational
 from runner.planner.observed import applied_plan, foreign, look, moved_connections
 from runner.planner.policies import judged
 from runner.settings import Settings
@@ -111,7 +112,9 @@ def rollback(
                 "\n".join(elsewhere),
                 "Put the connection back as it was, or choose the environment of the run with --env",
             )
-        notices = expired + [_irreversible(step) for step in irreversible]
+        notices = expired + [
+            _irreversible(step) for step in relational.really_done(irreversible, job, run["run"], world)
+        ]
         copies = [step for step in begun if isinstance(step, CopyPoints)]
         for copy in copies:
             if world.store(copy.source.connection).inspect(copy.source.collection) is None:
@@ -124,10 +127,13 @@ def rollback(
             written[place] = written.get(place, 0) + count
         notices += found + _new_points(written, steps, discard=discard_new_points)
         notices += _needed_by(job, run["run"], steps, ledger, states) + _never_saved(begun, world)
-        notices += _rows_since(begun, [row for row in rows if row["status"] != "pending"], world)
-        notices += _saved_gone(begun, [row for row in rows if row["status"] != "pending"], world)
+        of_begun = [row for row in rows if row["status"] != "pending"]
+        notices += _rows_since(begun, of_begun, world) + _saved_gone(begun, of_begun, world)
+        notices += relational.hindrances(begun, of_begun, steps, state, run["run"], world, discard=discard_new_points)
         places = _touched(begun)
-        live = {item.place for item in plan.world if item.live}
+        # what came into a table is looked at by itself
+        live = {item.place for item in plan.world if item.live} | {*relational.touched(begun)}
+        idle = relational.keys_of(plan, steps)
         made = Plan(
             tool_version=__version__,
             created=now(),
@@ -141,8 +147,8 @@ def rollback(
             serial=state.serial,
             # of the record, not of its plan: a job that got another name has another digest
             spec_digest=next((item.spec_digest for item in state.applied if item.run == run["run"]), plan.spec_digest),
-            connections={name: world.digest(name) for name in plan.connections},
-            inline=plan.inline,
+            connections={name: world.digest(name) for name in plan.connections if name not in idle},
+            inline={name: given for name, given in plan.inline.items() if name not in idle},
             world=tuple(look(world, place, role, place in live) for place, role in places.items()),
             steps=tuple(steps),
             notices=tuple(notices),
@@ -238,7 +244,7 @@ def _irreversible(step: Step) -> Notice:
     return Notice(
         code=IRREVERSIBLE,
         message=f"{step.type} cannot be undone",
-        where=str(getattr(step, "target", "")),
+        where=str(getattr(step, "target", "") or getattr(step, "name", "")),
         blocking=True,
     )
 
@@ -252,7 +258,7 @@ def _as_it_stands(step: Step, world: World, run: str) -> Step:
         there = store.inspect(step.saved.collection) is not None
         return step.model_copy(update={"points": store.count(step.saved.collection) if there else 0})
     if not isinstance(step, DropCollection | ClearCollection):
-        return step
+        return relational.as_it_stands(step, world)
     store = world.store(step.target.connection)
     held = store.count(step.target.collection) if store.inspect(step.target.collection) is not None else None
     return step.model_copy(update={"points": held})
@@ -454,8 +460,8 @@ def _never_saved(begun: list[Step], world: World) -> list[Notice]:
     return found
 
 
-def _touched(steps: list[Step]) -> dict[Place, Literal["source", "target"]]:
-    places: dict[Place, Literal["source", "target"]] = {}
+def _touched(steps: list[Step]) -> dict[Place, Literal["source", "target", "relation"]]:
+    places: dict[Place, Literal["source", "target", "relation"]] = dict.fromkeys(relational.touched(steps), "relation")
     for step in steps:
         if isinstance(step, CopyPoints):
             places[step.source], places[step.target] = "source", "target"

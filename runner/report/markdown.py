@@ -21,7 +21,7 @@ def plan(value: Plan) -> str:
     for item in value.overview:
         lines += [f"### {phrases.heading(item)}", "", "| | now | after |", "| --- | --- | --- |"]
         lines += [
-            f"| {fact.label} | {_cell(fact.before)} | {'the same' if phrases.unchanged(fact) else _cell(fact.after)} |"
+            f"| {_cell(fact.label)} | {_cell(fact.before)} | {'the same' if phrases.unchanged(fact) else _cell(fact.after)} |"
             for fact in item.facts
         ]
         lines.append("")

@@ -22,6 +22,7 @@ from runner.plan import (
     Hold,
     LoadTables,
     Notice,
+    OfDatabase,
     Overview,
     Plan,
     ReplaceVectors,
@@ -44,49 +45,24 @@ from runner.plan import (
     reversed_steps,
 )
 from runner.points import CollectionSchema
+from runner.report import relational, words
+from runner.report.words import joined as _and
 
-
-def number(value: int | float) -> str:
-    """1,234,567"""
-    return f"{value:,.0f}"
-
-
-def counted(value: int, word: str) -> str:
-    """1 document, 2 documents."""
-    return f"{number(value)} {word}{'' if value == 1 else 's'}"
-
-
-def size(value: float) -> str:
-    """Bytes for people: 1.2 GB."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} TB"
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people: 45 s, 12 min, 3.5 h."""
-    if seconds < 90:
-        return f"{max(seconds, 0):.0f} s" if seconds >= 1 else "under 1 s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
-
-
-def about(seconds: float) -> str:
-    """Seconds that were estimated: about 12 min, under 1 s."""
-    return duration(seconds) if seconds < 1 else f"about {duration(seconds)}"
+number, counted, size, duration, about = words.number, words.counted, words.size, words.duration, words.about
 
 
 def heading(move: Overview) -> str:
-    """What happens to a collection, in two names or one."""
+    """What happens to a collection, in two names or one; or the database, whose tables the facts name."""
+    if not move.source.collection:
+        return f"database {move.source.connection}"
     return f"{move.source}, in place" if move.source == move.target else f"{move.source} → {move.target}"
 
 
 def step_line(step: Step) -> str:
     """One step as a sentence without its symbol."""
     match step:
+        case OfDatabase():
+            return relational.step_line(step)
         case CreateCollection():
             vectors = ", ".join(f"{item.dimension} × {item.datatype}, {item.distance}" for item in step.schema_.vectors)
             return f"create collection {step.target} ({vectors or 'no dense vector'})"
@@ -247,10 +223,6 @@ def _load(step: LoadTables) -> str:
     return f"fill {tables}, {how}, with {counted(step.rows, 'row')} of {source}, and compare{kept}"
 
 
-def _and(parts: list[str]) -> str:
-    return " and ".join(([", ".join(parts[:-1])] if len(parts) > 1 else []) + parts[-1:])
-
-
 def _documents(step: Change) -> str:
     return f"{counted(step.documents, 'document')} of {step.target} ({counted(step.points, 'point')})"
 
@@ -399,12 +371,13 @@ def notice_state(notice: Notice) -> str:
 
 def summary(plan: Plan) -> str:
     """The last line of a plan."""
+    if not plan.steps and plan.blocked:
+        return "Nothing can be done before the findings are mended."
     if not plan.steps:
-        return (
-            "Nothing to do."
-            if not plan.drift
-            else "Nothing to do by this spec, but the world moved since it was applied."
-        )
+        moved = "Nothing to do by this spec, but the world moved since it was applied."
+        return moved if plan.drift else "Nothing to do."
+    if tables := relational.summary(plan):
+        return tables
     count = {"create": 0, "change": 0, "switch": 0, "delete": 0}
     for step in plan.steps:
         match step:

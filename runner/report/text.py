@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from runner.embedder import money
 from runner.plan import Action, Plan
-from runner.report import backups, documents, outcomes, phrases
+from runner.report import backups, documents, outcomes, phrases, relational
 
 if TYPE_CHECKING:
     from runner.commands.comparison import Verified
@@ -90,6 +90,12 @@ def outcome(value: Outcome) -> str:
         what = phrases.counted(rows, "row") if rows else f"and transformed {value.points:,} points"
         if any(step["type"] == "check_backup" for step in value.steps) and not value.points:
             what = "the backup, which is as its manifest says,"
+        if relational.is_of(step["type"] for step in value.steps):
+            told = [relational.outcome_line(step["type"], step["result"] or {}) for step in value.steps]
+            head = (
+                f"{value.job}: dry run did all of it in a transaction that was rolled back, and nothing is left of it"
+            )
+            return "\n".join([head, *(f"  {line}" for line in told if line)])
         lines = [f"{value.job}: dry run read {what} and wrote nothing"]
         bad = [line for step in value.steps for line in (step["result"] or {}).get("failures", ())]
         if value.failed:
@@ -98,7 +104,8 @@ def outcome(value: Outcome) -> str:
         return "\n".join([*lines, *_embedded(value)])
     for step in value.steps:
         result = step["result"] or {}
-        lines += [f"  {line}" for line in outcomes.lines(step["type"], result)]
+        told = [*outcomes.lines(step["type"], result), relational.outcome_line(step["type"], result)]
+        lines += [f"  {line}" for line in told if line]
         if step["type"] == "verify_points":
             lines.append(
                 f"  verified ({result['mode']}): source {result['source']:,}, target {result['target']:,}, "
@@ -137,9 +144,16 @@ def outcome(value: Outcome) -> str:
             lines.append(f"  model version {done} {result['rows']:,} rows")
     lines += _embedded(value)
     if value.failed:
-        what = phrases.counted(value.failed, "item")
-        lines.append(f"  {what} failed: vecrun failures {value.job} · vecrun retry-failed {value.job}")
+        lines.append(f"  {_failed(value)}")
     return "\n".join(lines)
+
+
+def _failed(value: Outcome) -> str:
+    if relational.is_of(step["type"] for step in value.steps):
+        what = phrases.counted(value.failed, "row")
+        return f"{what} left out that the plan did not show: vecrun failures {value.job}"
+    what = phrases.counted(value.failed, "item")
+    return f"{what} failed: vecrun failures {value.job} · vecrun retry-failed {value.job}"
 
 
 def _embedded(value: Outcome) -> list[str]:
@@ -170,6 +184,10 @@ def failures(value: Failures) -> str:
     """The items a run left out."""
     if not value.items:
         return f"{value.job}: no item failed"
+    if value.kind == relational.KIND:
+        what = phrases.counted(len(value.items), "row")
+        lines = [f"{value.job}: {what} left out by run {value.run}, as a whole or in part ({value.status})"]
+        return "\n".join([*lines, *(f"  {item.item!r}: {item.error}" for item in value.items)])
     lines = [f"{value.job}: {phrases.counted(len(value.items), 'item')} of run {value.run} failed ({value.status})"]
     lines += [
         f"  {item.item!r}: {item.error} ({item.attempts} {'try' if item.attempts == 1 else 'tries'})"
@@ -231,6 +249,8 @@ def verified(value: Verified) -> str:
             )
         elif item["mode"] == "backup":
             lines += backups.verified(item)
+        elif item["mode"] in relational.MODES:
+            lines += relational.verified(item)
         elif item["differences"]:
             lines += [f"{item['from']} and {item['to']} differ:", *(f"  {line}" for line in item["differences"])]
         else:
@@ -241,7 +261,7 @@ def verified(value: Verified) -> str:
                 else f"{item['target']:,} points each"
             )
             lines.append(f"{item['from']} = {item['to']}: {item['mode']}, {compared}")
-    return "\n".join(lines)
+    return "\n".join(lines) or f"{value.job}: it verifies nothing, so there is nothing to compare"
 
 
 def status(value: RunStatus) -> str:
@@ -272,7 +292,9 @@ def status(value: RunStatus) -> str:
             lines.append("  queue     does not answer; the run goes on when it does (vecrun connections test)")
     if value.seconds_left is not None:
         lines.append(f"  time left about {phrases.duration(value.seconds_left)}")
-    if value.failed:
+    if value.failed and value.plan.kind == relational.KIND:
+        lines.append(f"  left out  {phrases.counted(value.failed, 'row')}: vecrun failures {run['job']}")
+    elif value.failed:
         lines.append(
             f"  failed    {value.failed:,} {_items(value)}: vecrun failures {run['job']} · "
             f"vecrun retry-failed {run['job']}"

@@ -1,4 +1,4 @@
-"""What every job kind promises, for VectorMigration over real stores and for each way of a Reembedding: planning twice
+"""What every job kind promises, for VectorMigration over real stores, for each way of a Reembedding and for SqlMigration: planning twice
 gives the same plan and writes nothing, apply then plan is nothing, apply then rollback is as before
 (A1-A4, A7, A12, A13, B1-B3, G3, G8, G9).
 """
@@ -31,7 +31,9 @@ from runner.store import ReadOnlyStore, Store
 from runner.world import World
 from tests import worlds
 from tests.conftest import watch
+from tests.e2e import migrating
 from tests.e2e.knowledge import Knowledge, Server
+from tests.e2e.relations import Relations
 from tests.e2e.workspace import Workspace, points_of
 
 HEAD = "apiVersion: vecrun/v1\nkind: VectorMigration\nmetadata: {name: move}\nspec:\n  source: a\n  target: b\n"
@@ -567,3 +569,31 @@ def test_in_place_points_whose_text_fails_stay_as_they_were(kb: Knowledge, strat
     assert commands.verify(context, "change").equal
     commands.apply(context, commands.plan_rollback(context, "change"))
     assert everything(kb) == before
+
+
+# SqlMigration: inside of a relational database ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
+def test_a_migration_of_a_relational_database(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    monkeypatch.setenv("MIGRATION_KEY", migrating.KEY)
+    url = f"sqlite:///{tmp_path / 'app.db'}" if database == "sqlite" else request.getfixturevalue("pg_database")
+    ws = migrating.Migration.begin(tmp_path / "ws", Relations(url))
+    ws.fill()
+    ws.steps(*migrating.ALL, migrating.LABEL)
+    before = ws.relations.dump()
+    one, two = ws.plan(), ws.plan()
+    assert one.identity() == two.identity()
+    assert ws.relations.dump() == before, "a plan changes nothing"
+    assert commands.apply(ws.context(), two).status == "completed"
+    assert ws.relations.columns("people") == ["id", "name"]
+    assert ws.relations.rows("SELECT count(*) FROM accounts") == [(4,)]
+    assert ws.record() == {"": "closed", **dict.fromkeys(["tables", "copy", "accounts", "drop", "label"], "done")}
+    again = ws.plan()
+    assert again.steps == ()
+    assert again.drift == ()
+    assert commands.verify(ws.context(), "move").equal
+    ws.roll_back()
+    assert ws.relations.dump() == before

@@ -355,6 +355,7 @@ gc --dry-run --json
 #: Commands that do not run here, and where they do.
 LEFT_OUT = {
     "demo": "makes a workspace of its own, without secrets",
+    "stamp": "is for relational migrations: tests/e2e/test_sql_secrets.py",
     "worker": "runs until it is stopped, in processes of its own",
 }
 

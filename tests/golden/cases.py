@@ -28,7 +28,9 @@ from runner.points import (
 )
 from runner.report import html, markdown, text
 from tests import worlds
+from tests.e2e import migrating
 from tests.e2e.knowledge import Knowledge, Server, text_of
+from tests.e2e.relations import Relations
 from tests.e2e.workspace import JOB, Workspace
 
 HERE = Path(__file__).parent
@@ -275,6 +277,30 @@ def documents_back(ws: Workspace) -> Plan:
     return commands.plan_rollback(context, "batch")
 
 
+def migration(ws: Workspace, *steps: str, accept: str = "") -> migrating.Migration:
+    """A migration of a relational database, with rows that a rule leaves out."""
+    os.environ["MIGRATION_KEY"] = migrating.KEY
+    made = migrating.Migration.begin(ws.root, Relations("sqlite:///./app.db"))
+    made.fill()
+    made.add(100, "{broken")
+    made.steps(*steps, otherwise="skip", accept=accept)
+    return made
+
+
+def sql(ws: Workspace) -> Plan:
+    """Tables, a copy, rows with encryption, a column that goes, SQL without a way back; a column that is encrypted in place."""
+    final = migrating.LABEL[: migrating.LABEL.index("        rollback:")].replace("name: label", "name: final")
+    return migration(ws, *migrating.ALL, migrating.LABEL, migrating.ENCRYPT, final).plan()
+
+
+def sql_back(ws: Workspace) -> Plan:
+    """The way back from all of it, with a row that came since."""
+    made = migration(ws, *migrating.ALL, migrating.LABEL, accept="VD107")
+    made.apply()
+    made.relations.run("INSERT INTO accounts VALUES ('x', 'theirs', 'y')")
+    return made.back()
+
+
 CASES: dict[str, Callable[[Workspace], Plan]] = {
     "simple": simple,
     "everything": everything,
@@ -291,10 +317,12 @@ CASES: dict[str, Callable[[Workspace], Plan]] = {
     "documents-edit": documents_edit,
     "documents-reprocess": documents_reprocess,
     "documents-back": documents_back,
+    "sql": sql,
+    "sql-back": sql_back,
 }
 
 #: Those that are kept as pages, too.
-PAGES = ("blocked", "documents-delete")
+PAGES = ("blocked", "documents-delete", "sql")
 
 
 @contextmanager

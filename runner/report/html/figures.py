@@ -12,6 +12,7 @@ from runner.plan import (
     CopyPoints,
     CreateCollection,
     DropCollection,
+    OfDatabase,
     Plan,
     ReplaceVectors,
     SetServing,
@@ -19,7 +20,7 @@ from runner.plan import (
     SwitchAlias,
     TruncateTables,
 )
-from runner.report import phrases
+from runner.report import phrases, relational
 
 #: A chart shows the largest so many, and tells of the rest below.
 SHOWN = 10
@@ -59,6 +60,8 @@ def total(values: Sequence[float | None]) -> float:
 def around(step: Step) -> tuple[str, str] | None:
     """(before, after) of a step that makes, removes or switches something; None for others."""
     match step:
+        case OfDatabase():
+            return relational.around(step)
         case CreateCollection():
             return "not there", f"empty, indexes: {phrases.index_text(step.schema_)}"
         case DropCollection() | ClearCollection():

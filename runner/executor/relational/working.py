@@ -1,0 +1,43 @@
+"""Who works on a database: the run, with its token and the checks of its keys; and which of its changes is the last."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import sqlalchemy as sa
+
+from runner.kinds.sql_migration.spec import KEY
+from runner.plan import CheckQueries, OfDatabase, VerifyRows
+from runner.relational import record
+from runner.relational.record import Mine
+
+if TYPE_CHECKING:
+    from runner.executor import Run
+
+
+def mine(run: Run) -> Mine:
+    """For `record.working`. A key that cannot be read is refused here, before anything is touched."""
+
+    def alive() -> None:
+        with run.ledger.guarded(run.lease):
+            pass
+
+    keys = {name.removeprefix(KEY): run.world.cipher(name).check for name in run.plan.inline if name.startswith(KEY)}
+    of_run = run.plan.of_run if run.plan.purpose == "rollback" else None
+    return Mine(run.plan.job, run.run, run.lease.token, of_run, keys, alive)
+
+
+def changes(step: object) -> bool:
+    """Whether a step changes a database."""
+    return isinstance(step, OfDatabase) and not isinstance(step, CheckQueries | VerifyRows)
+
+
+def is_last(run: Run, number: int) -> bool:
+    """Whether no later step of the plan changes a database."""
+    return not any(changes(step) for step in run.plan.steps[number + 1 :])
+
+
+def ended(connection: sa.Connection, run: Run, number: int, me: Mine) -> None:
+    """After a change, in its transaction: the last one frees the database."""
+    if is_last(run, number):
+        record.close(connection, me)

@@ -1,0 +1,417 @@
+"""From the spec, the record in the database and the live tables to steps: what is recorded is not done again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from runner.errors import Permanent
+from runner.kinds import Draft
+from runner.kinds.sql_migration import facts, findings
+from runner.kinds.sql_migration.sight import Sight
+from runner.kinds.sql_migration.spec import KEY, BackUp, Drop, Encrypt, Rotate, Sql, SqlMigrationSpec, StepSpec
+from runner.kinds.sql_migration.survey import Surveyed, survey
+from runner.mapper import Mapper
+from runner.mapping import Into, RowMap, TableModel
+from runner.plan import (
+    CheckQueries,
+    CreateTables,
+    DropColumn,
+    EncryptColumns,
+    Fact,
+    Made,
+    MapRows,
+    Notice,
+    Observed,
+    Overview,
+    Place,
+    RunStatements,
+    Statement,
+    Step,
+    VerifyRows,
+)
+from runner.relational import COMMITS_DDL
+from runner.spec import digest
+from runner.state import State
+from runner.world import World
+
+if TYPE_CHECKING:
+    from runner.relational.record import Record
+
+#: What a step of the spec becomes, beside what is asked and compared around it.
+Doing = RunStatements | CreateTables | MapRows | EncryptColumns | DropColumn
+
+
+def recurring(_spec: SqlMigrationSpec) -> bool:
+    """Each step is done once."""
+    return False
+
+
+def plan_steps(job: str, spec: SqlMigrationSpec, world: World, state: State, *, applied: bool) -> Draft:  # noqa: ARG001
+    """Open the keys, read the record, look at every row that is to be read, and say what has to be done."""
+    ciphers = {name: world.cipher(KEY + name) for name in spec.keys}  # before anything is read
+    from runner.relational import record as records
+
+    database = world.relational(spec.connection)
+    record = records.read(database, job)
+    draft = Draft(retention=spec.retention or "")
+    draft.notices = standing(spec, record, {name: cipher.check for name, cipher in ciphers.items()})
+    if any(item.blocking for item in draft.notices):
+        return draft
+    pending = due(spec, record)
+    if not pending:
+        return draft
+    sight = Sight(database, spec.connection, f"{job}:{state.lineage}:{state.serial}", recorded=bool(record.entries))
+    work = _Work(spec, sight, {item.code: item.reason for item in spec.accept}, pending)
+    work.mappers = {step.name: Mapper(step.map, ciphers) for step in spec.steps if step.map is not None}
+    for step in pending:
+        draft.steps += work.steps(step)
+    place = Place(connection=spec.connection, collection="")
+    shown = tuple(work.facts) or (Fact(label="steps", after="only checks"),)
+    draft.overview = [Overview(source=place, target=place, facts=shown)]
+    draft.notices += [*work.found, *findings.plain_text(spec, pending, sight.undo)]
+    draft.world = list(_observed(draft.steps, sight))
+    return draft
+
+
+def standing(spec: SqlMigrationSpec, record: Record, checks: Mapping[str, str]) -> list[Notice]:
+    """What the record in the database says of the spec's steps. `checks`: key -> what tells it from others."""
+    found, claim = list[Notice](), record.claim
+    if claim is not None and claim.open:
+        found.append(findings.blocking(findings.HALF, findings.half(f"run {claim.run} is not through"), ""))
+    for job, run in record.others:
+        message = f"run {run} of job {job} works on this database, or did not come to its end; it is waited for"
+        found.append(Notice(code=findings.BUSY, message=message))
+    recorded = {entry.step: entry for entry in record.entries}
+    begun = [entry for entry in record.entries if entry.status == "begun"]
+    for entry in begun:
+        message = f"run {entry.run} has begun it and not come to its end"
+        found.append(findings.blocking(findings.HALF, findings.half(message), entry.step))
+    steps = {step.name: step for step in spec.steps if step.forms}
+    for name, entry in recorded.items():
+        step = steps.get(name)
+        if step is None:
+            message = f"it was applied by run {entry.run}, and the spec does not have it any more: put it back"
+            found.append(findings.blocking(findings.CHANGED, message, name))
+        elif step.digest != entry.digest:
+            message = (
+                f"it was applied by run {entry.run}, and says something else now: an applied step stays as it is. Put it back, "
+                "and add steps at the end; or roll the job back first"
+            )
+            found.append(findings.blocking(findings.CHANGED, message, name))
+    names = list(steps)
+    missing = [name for name in names if name not in recorded]
+    if later := [name for name in names[names.index(missing[0]) :] if name in recorded] if missing else []:
+        message = findings.half(f"it is not recorded, and {', '.join(later)} after it is: new steps come at the end")
+        found.append(findings.blocking(findings.HALF, message, missing[0]))
+    for name, check in checks.items():
+        if claim is not None and claim.keys.get(name, check) != check:
+            message = (
+                "it is another key than the one that what stands in the database was encrypted with. Put that one back; a new key "
+                "gets another name, and a step with rotate"
+            )
+            found.append(findings.blocking(findings.OTHER_KEY, message, f"key {name}"))
+    if recorded and not any(item.blocking for item in found):
+        runs = sorted({(str(entry.recorded)[:10], entry.run) for entry in record.entries})
+        by = ", ".join(f"run {run} on {day}" for day, run in runs)
+        done = [name for name in names if name in recorded]
+        rest = "Nothing is left to do" if not missing else "They are not done again"
+        message = f"steps recorded in the database: {', '.join(done)} ({by}). {rest}"
+        found.append(Notice(code=findings.RECORDED, message=message))
+    return found
+
+
+def due(spec: SqlMigrationSpec, record: Record) -> list[StepSpec]:
+    """The steps after the last recorded one; none when nothing that is recorded is left. Steps that only check go with those around them."""
+    recorded = {entry.step for entry in record.entries}
+    done = [number for number, step in enumerate(spec.steps) if step.name in recorded]
+    rest = list(spec.steps[done[-1] + 1 :] if done else spec.steps)
+    return rest if not done or any(step.forms for step in rest) else []
+
+
+def _observed(steps: list[Step], sight: Sight) -> Iterator[Observed]:
+    """The tables that are read or written, as they are, and those that are made. Undo tables are vecrun's own."""
+    live = dict[str, bool]()
+    for step in steps:
+        of = step.of if isinstance(step, VerifyRows) else step
+        if isinstance(of, MapRows):
+            live[of.map.from_] = live.get(of.map.from_, False) or of.map.live
+        for table in getattr(of, "tables", ()):
+            if table not in sight.undo_tables:
+                live.setdefault(table, False)
+    for table, moves in live.items():
+        described = sight.described(table)
+        yield Observed(
+            place=Place(connection=sight.connection, collection=table), role="relation",
+            count=described.rows if described is not None else None,
+            schema_digest=digest(described.looks) if described is not None else None, live=moves,
+        )  # fmt: skip
+
+
+class _Work:
+    """Goes through the steps of a spec in their order, and collects findings and facts."""
+
+    def __init__(
+        self, spec: SqlMigrationSpec, sight: Sight, accepted: Mapping[str, str], pending: list[StepSpec]
+    ) -> None:
+        self.spec, self.sight, self.accepted, self.pending = spec, sight, accepted, pending
+        self.mappers: dict[str, Mapper] = {}
+        self.found: list[Notice] = []
+        self.facts: list[Fact] = []
+        self.seen: dict[str, Surveyed] = {}  # step -> what a survey found
+
+    def steps(self, step: StepSpec) -> list[Step]:
+        """The plan's steps for one of the spec."""
+        of = {"connection": self.spec.connection, "name": step.name}
+        steps: list[Step] = []
+        if step.check:
+            steps.append(CheckQueries(**of, when="before", queries=step.check))
+            self._ask(step)
+        did: list[Doing] = list(self._does(step, of | {"digest": step.digest})) if step.forms else []
+        steps += did
+        for one in did:
+            if isinstance(one, MapRows | EncryptColumns):
+                steps.append(VerifyRows(**of, of=one))
+            self.sight.after(one)
+        if step.verify:
+            steps.append(CheckQueries(**of, when="after", queries=step.verify))
+        return steps
+
+    def _does(self, step: StepSpec, of: dict[str, str]) -> Iterator[Doing]:
+        try:
+            if step.sql is not None:
+                yield self._sql(step.sql, of)
+            elif step.create_tables is not None:
+                yield self._create(step.create_tables, of)
+            elif step.back_up is not None:
+                yield from self._back_up(step.back_up, of)
+            elif step.map is not None:
+                yield from self._map(step, step.map, of)
+            elif step.encrypt is not None:
+                yield from self._encrypt(step.encrypt, of, before="", after=step.encrypt.key)
+            elif step.rotate is not None:
+                yield from self._encrypt(step.rotate, of, before=step.rotate.from_, after=step.rotate.to)
+            elif step.drop_column is not None:
+                yield from self._drop(step.drop_column, of)
+        except Permanent as exc:  # something of it cannot be: all of those are told at once
+            parts = [exc.summary, exc.detail, exc.hint]
+            self._refuse(": ".join(part for part in parts if part), of["name"], findings.NO_KEY)
+
+    # what is found ------------------------------------------------------------------------------------------------
+
+    def _refuse(self, message: str, where: str, code: str) -> None:
+        self.found.append(findings.blocking(code, message, where))
+
+    def _tell(self, code: str, message: str, where: str) -> None:
+        self.found.append(Notice(code=code, message=message, where=where))
+
+    def _amiss(self, what: str, where: str) -> None:
+        """Something is there that should not be, or the other way round."""
+        notice = findings.unknown(what, recorded=self.sight.recorded)
+        self.found.append(notice.model_copy(update={"where": where}))
+
+    def _ask(self, step: StepSpec) -> None:
+        """Prerequisites, as far as they can be asked before the steps in front of them are done."""
+        from runner.relational import queries
+
+        for query in step.check:
+            try:
+                answers = queries.ask(self.sight.database, (query,))
+            except Permanent as exc:
+                answers = [exc.detail or exc.summary]  # begins with its name
+            if not answers:
+                continue
+            if self.sight.changed:
+                message = f"{query.name}: does not hold yet; it is asked when the steps before it are done"
+                self._tell(findings.ASKED_LATER, message, step.name)
+                continue
+            for answer in answers:
+                self._refuse(answer, step.name, findings.UNMET)
+
+    # what is done -------------------------------------------------------------------------------------------------
+
+    def _sql(self, sql: Sql, of: dict[str, str]) -> Doing:
+        def statements(given: tuple[object, ...]) -> tuple[Statement, ...]:
+            return tuple(Statement(sql=one.sql, done=one.done or "", repeat=one.repeat) for one in given)  # type: ignore[attr-defined]
+
+        step = RunStatements.model_validate(
+            of
+            | {
+                "statements": statements(sql.forward),
+                "back": None if sql.rollback is None else statements(sql.rollback),
+                "transaction": sql.transaction,
+            }
+        )
+        self.facts += facts.of_sql(step)
+        if step.back is None:
+            message = "the spec gives no rollback for it: once it is done, this run cannot be rolled back"
+            self._tell(findings.NO_WAY_BACK, message, step.name)
+        self._piecewise(step.name, whole=sql.transaction)
+        return step
+
+    def _piecewise(self, name: str, *, whole: bool = True) -> None:
+        dialect = self.sight.dialect.name
+        if not whole:
+            message = "its statements are done one by one, outside of a transaction; each is recorded before and after"
+            self._tell(findings.PIECEWISE, message, name)
+        elif dialect in COMMITS_DDL:
+            message = f"{dialect} has no transactions for it: it is done and recorded statement by statement"
+            self._tell(findings.PIECEWISE, message, name)
+
+    def _create(self, tables: tuple[TableModel, ...], of: dict[str, str]) -> Doing:
+        from runner.relational import schema
+
+        for table in tables:
+            if self.sight.there(table.name):
+                self._amiss(f"table {table.name} exists already", of["name"])
+            for parent in dict.fromkeys(one.references.rpartition(".")[0] for one in table.columns if one.references):
+                if parent not in {one.name for one in tables} and not self.sight.comes(parent):
+                    self._amiss(f"table {parent}, which {table.name} references, is missing", of["name"])
+            self.facts += facts.of_table(table, schema.ddl(table, self.sight.dialect))
+        self._piecewise(of["name"])
+        return CreateTables.model_validate(of | {"made": tables})
+
+    def _back_up(self, spec: BackUp, of: dict[str, str]) -> Iterator[Doing]:
+        if self.sight.there(spec.to):
+            self._amiss(f"table {spec.to} exists already", of["name"])
+        if not self._readable(spec.table, spec.columns, of["name"]):
+            return
+        columns = self.sight.columns(spec.table, spec.columns)
+        key = self.sight.key(spec.table, None)
+        values = {column.name: f"row.{column.name}" for column in columns}
+        make = TableModel(name=spec.to, columns=columns)
+        rows = RowMap.model_validate(
+            {
+                "from": spec.table, "key": key, "where": spec.where, "batch_size": spec.batch_size,
+                "into": [Into.model_validate({"table": spec.to, "values": values})],
+            }
+        )  # fmt: skip
+        count = self.sight.count(spec.table, spec.where)
+        self.facts += facts.of_backup(spec, columns, count)
+        made = (Made(table=spec.to, items=count, distinct=count),)
+        yield MapRows.model_validate(of | {"map": rows, "key": key, "make": make, "rows": count, "made": made})
+
+    def _map(self, step: StepSpec, spec: RowMap, of: dict[str, str]) -> Iterator[Doing]:
+        mapper = self.mappers[step.name]
+        for into in spec.into:
+            self._writable(into, step.name)
+        if not self._readable(spec.from_, mapper.columns or (), step.name):
+            return
+        older = [into.table for into in spec.into if into.table not in self.sight.made]
+        undo = self.sight.new_undo(older[0], step.name) if older else ""
+        key = self.sight.key(spec.from_, spec.key)
+        made = MapRows.model_validate(of | {"map": spec, "key": key, "undo": undo, "rows": 0})
+        if self.sight.is_seen(spec.from_, mapper.columns or ()):
+            found = self._survey(step, made, mapper)
+            self.facts += facts.of_rows(made, found)
+            self.found += findings.told(found.told, found.left, step.name, spec.from_)
+            yield made.model_copy(
+                update={"rows": found.rows, "made": found.made, "told": found.told, "left_out": found.left}
+            )
+            return
+        message = f"an earlier step of this plan makes or changes {spec.from_}: its rows are not looked at before; those that a rule refuses stop the run, or are left out, as the spec says"
+        self._tell(findings.UNSEEN, message, step.name)
+        self.facts.append(Fact(label=f"rows of {', '.join(dict.fromkeys(i.table for i in spec.into))}", after=f"made from {spec.from_}"))  # fmt: skip
+        yield made
+
+    def _survey(self, step: StepSpec, made: MapRows, mapper: Mapper) -> Surveyed:
+        if step.name not in self.seen:
+            table = made.map.from_
+            described = self.sight.described(table)
+            assert described is not None
+            there = [column.name for column in described.columns]
+            watched = [
+                one.drop_column.column
+                for one in self.pending
+                if one.drop_column is not None and one.drop_column.table == table and one.drop_column.column in there
+            ]
+            columns = there if mapper.columns is None else dict.fromkeys((made.key, *mapper.columns, *watched))
+            keys = {into.table: into.key or self.sight.primary_key(into.table) for into in made.map.into}
+            self.seen[step.name] = survey(self.sight.database, made, mapper, tuple(columns), watched, keys)
+        return self.seen[step.name]
+
+    def _encrypt(self, spec: Encrypt | Rotate, of: dict[str, str], *, before: str, after: str) -> Iterator[Doing]:
+        if not self._readable(spec.table, spec.columns, of["name"]):
+            return
+        key, count = self.sight.key(spec.table, spec.key_column), self.sight.count(spec.table)
+        self.facts += facts.of_encryption(spec.table, spec.columns, before, after, count)
+        yield EncryptColumns.model_validate(
+            of
+            | {
+                "table": spec.table, "key": key, "columns": spec.columns, "before": before, "after": after, "rows": count,
+                "batch_size": spec.batch_size,
+            }
+        )  # fmt: skip
+
+    def _drop(self, spec: Drop, of: dict[str, str]) -> Iterator[Doing]:
+        from runner.relational import changes
+
+        if not self._readable(spec.table, (spec.column,), of["name"]):
+            return
+        undo = self.sight.new_undo(spec.table, of["name"])
+        self.sight.undo[spec.table] = undo
+        described, values = self.sight.described(spec.table), 0
+        key = self.sight.primary_key(spec.table)
+        if not key:
+            self._refuse(f"{spec.table} has no primary key: its values could not be brought back", of["name"], findings.NO_KEY)  # fmt: skip
+        if described is not None and self.sight.has(spec.table, (spec.column,)):
+            values = self.sight.values(spec.table, spec.column)
+            for obstacle in changes.obstacles(self.sight.database, spec.table, spec.column):
+                self._refuse(
+                    f"{spec.table}.{spec.column} cannot be dropped so that it could come back: {obstacle}",
+                    of["name"],
+                    findings.STAYS,
+                )
+            if described.columns[-1].name != spec.column:
+                message = f"a rollback brings {spec.column} back as the last column of {spec.table}, where it was not the last: SQL that counts on the order of columns notices"
+                self._tell(findings.MOVES, message, of["name"])
+            self._loses(spec, values, undo, of["name"])
+            kind = next(str(one.type) for one in described.columns if one.name == spec.column)
+            self.facts += facts.of_drop(spec, kind, values, undo)
+        message = f"who still names {spec.table}.{spec.column} fails from then on"
+        self._tell(findings.GOES, message, of["name"])
+        self._piecewise(of["name"])
+        yield DropColumn.model_validate(
+            of | {"table": spec.table, "column": spec.column, "key": key, "undo": undo, "values": values}
+        )
+
+    def _loses(self, spec: Drop, values: int, undo: str, where: str) -> None:
+        """Values that no row was made of: a column is not dropped over them before somebody said so."""
+        used = list[int]()
+        for step in self.spec.steps:
+            if step.map is not None and step.map.from_ == spec.table:
+                columns = self.mappers[step.name].columns
+                if (columns is not None and spec.column not in columns) or not self.sight.has(
+                    spec.table, columns or ()
+                ):
+                    continue
+                key = self.sight.key(spec.table, step.map.key)
+                made = MapRows(
+                    connection=self.spec.connection, name=step.name, digest="", map=step.map, key=key, rows=0
+                )
+                used.append(self._survey(step, made, self.mappers[step.name]).used.get(spec.column, 0))
+        if used and values > min(used):
+            lost = values - min(used)
+            self.found.append(findings.loses(spec.table, spec.column, lost, undo, where, self.accepted))
+
+    # what has to be there -----------------------------------------------------------------------------------------
+
+    def _readable(self, table: str, columns: tuple[str, ...], where: str) -> bool:
+        """Whether a table and its columns are there when a step comes to them, as far as can be said."""
+        if not self.sight.comes(table):
+            self._amiss(f"table {table} is missing", where)
+            return False
+        if missing := self.sight.lacks(table, columns):
+            self._amiss(f"{table} has no column {', '.join(missing)}", where)
+            return False
+        return True
+
+    def _writable(self, into: Into, where: str) -> None:
+        if self._readable(into.table, tuple(into.values), where) and into.table not in self.sight.made:
+            described = self.sight.described(into.table)
+            if described is not None and described.rows:
+                message = (
+                    f"{into.table} holds {described.rows:,} rows already: a row of the same key stays as it is, and is compared; a "
+                    "rollback removes only those that were added"
+                )
+                self._tell(findings.FILLED, message, where)
