@@ -1,6 +1,7 @@
 # ruff: noqa: T201
 """`python -m tests.faults`: the crash matrix, then `kill -9` at random moments, over several pairs of stores, over
-changes of the embedding model with every strategy, over each batch operation on documents, and over backups and restores.
+changes of the embedding model with every strategy, over each batch operation on documents, over backups and restores, and
+over migrations inside of a relational database.
 
 The last line counts what was found; the exit status is 0 only if nothing was lost, doubled, changed, or otherwise wrong.
 """
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from tests import servers, warm
-from tests.faults import backup, batch, kills, matrix, reembed, writing
+from tests.faults import backup, batch, kills, matrix, reembed, relational, writing
 from tests.faults.archive import Chore
 from tests.faults.change import Change
 from tests.faults.matrix import Score
@@ -46,7 +47,7 @@ def main() -> int:
     """Parse arguments, run everything, print the table. The exit status."""
     known, changes = [str(pair) for pair in PAIRS], [str(change) for change in reembed.CHANGES]
     tasks = [str(task) for task in batch.TASKS]
-    chores = [str(chore) for chore in backup.CHORES]
+    chores = [*map(str, backup.CHORES), relational.CHORE]
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--kills", type=int, default=208, help="processes to kill, over all pairs [%(default)s]")
     parser.add_argument("--seconds", type=float, default=0, help="begin no more migrations after so many seconds")
@@ -58,7 +59,9 @@ def main() -> int:
     parser.add_argument("--pairs", nargs="*", metavar="PAIR", help=f"only these of: {'; '.join(known)}")
     parser.add_argument("--changes", nargs="*", metavar="CHANGE", help=f"only these of: {'; '.join(changes)}")
     parser.add_argument("--tasks", nargs="*", metavar="TASK", help=f"only these operations: {'; '.join(tasks)}")
-    parser.add_argument("--chores", nargs="*", metavar="CHORE", help=f"only these backups: {'; '.join(chores)}")
+    parser.add_argument(
+        "--chores", nargs="*", metavar="CHORE", help=f"only these backups, migrations: {'; '.join(chores)}"
+    )
     parser.add_argument("--every", type=int, default=1, help="each n-th case of the matrix; 0: no matrix [%(default)s]")
     parser.add_argument("--points", type=int, default=0, help="points in a collection, for the kills")
     parser.add_argument("--documents", type=int, default=0, help="documents of an operation, for the kills")
@@ -67,8 +70,10 @@ def main() -> int:
     disturbed = [one for one in reembed.CHANGES if options.changes is None or str(one) in options.changes]
     asked = [one for one in batch.TASKS if options.tasks is None or str(one) in options.tasks]
     saved = [one for one in backup.CHORES if options.chores is None or str(one) in options.chores]
+    inside = [relational.CHORE] if options.chores is None or relational.CHORE in options.chores else []
     given = (
-        ("pairs", chosen, known), ("changes", disturbed, changes), ("tasks", asked, tasks), ("chores", saved, chores),
+        ("pairs", chosen, known), ("changes", disturbed, changes), ("tasks", asked, tasks),
+        ("chores", [*saved, *inside], chores),
     )  # fmt: skip
     for name, found, there in given:
         if len(found) < len(getattr(options, name) or ()):
@@ -82,10 +87,10 @@ def main() -> int:
     print(f"faults: seed {options.seed}, workspaces and logs in {folder}", flush=True)
     with _postgres() as url, _bucket(asked) as bucket:
         jobs = [*_tasks(asked, options, until, bucket), *_changes(disturbed, options, until)]
-        jobs = [*_chores(saved, options, until), *jobs]
+        jobs = [*_inside(inside, options), *_chores(saved, options, until), *jobs]
         scores = _work([*jobs, *_jobs(pairs, options, until)], folder, url)
     total = _show(
-        [*map(str, pairs), *map(str, disturbed), *map(str, asked), *map(str, saved), WRITER], scores, left_out
+        [*map(str, pairs), *map(str, disturbed), *map(str, asked), *map(str, saved), WRITER, *inside], scores, left_out
     )
     wanted = (options.kills if pairs else 0) + (options.change_kills if disturbed else 0)
     wanted += options.batch_kills if asked else 0
@@ -157,6 +162,17 @@ def _chores(chosen: Sequence[Chore], options: argparse.Namespace, until: float) 
         written = partial(writing.run, seed=options.seed, quota=options.writer_kills, until=until)
         jobs.insert(0, (WRITER, written))
     return jobs
+
+
+def _inside(chosen: Sequence[str], options: argparse.Namespace) -> list[Job]:
+    """The same of migrations inside of a database, at every statement: of each kind, in as many lanes as there are."""
+    return [
+        (name, partial(relational.crash, kind=kind, seed=options.seed, every=options.every * LANES, offset=lane))
+        for name in chosen
+        for kind in relational.DATABASES
+        for lane in range(LANES)
+        if options.every
+    ]
 
 
 def _jobs(pairs: Sequence[Pair], options: argparse.Namespace, until: float) -> list[Job]:
