@@ -33,6 +33,9 @@ demo-pr: $(STAMP) ## a change from its first push to its result in the pull requ
 demo-reembed: $(STAMP) ## give a small real knowledge base a better model while another process searches it (about a minute)
 	$(BIN)/vecrun demo --reembed
 
+demo-sql: $(STAMP) ## API keys in clear become encrypted credentials of 500 knowledge bases, and go back (about a minute)
+	$(BIN)/vecrun demo --sql
+
 # Three lanes at once, as much of the time is waiting; they end at about the same time
 PYTEST := $(BIN)/python -m pytest -q
 MODELS := $(wildcard tests/e2e/test_reembed*.py tests/e2e/test_batch_*.py) tests/e2e/test_marks.py tests/e2e/test_provider.py tests/e2e/test_readers.py
@@ -96,4 +99,4 @@ fmt: $(STAMP) ## format and fix what can be fixed
 clean: ## remove what was built
 	rm -rf $(VENV) .demo .bench build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
-.PHONY: help setup demo demo-backup demo-documents demo-pr demo-reembed test test-full contract check faults faults-distributed bench docs schemas golden constraints fmt clean
+.PHONY: help setup demo demo-backup demo-documents demo-pr demo-reembed demo-sql test test-full contract check faults faults-distributed bench docs schemas golden constraints fmt clean

@@ -1,4 +1,5 @@
-"""Files that are generated: JSON Schemas and docs/reference from the code, what init writes from examples/ci. `--check` compares, `--write` writes."""
+"""Files that are generated: JSON Schemas and docs/reference from the code, what init writes from examples/ci, what the demo runs
+from jobs/examples. `--check` compares, `--write` writes."""
 
 from __future__ import annotations
 
@@ -24,6 +25,8 @@ def files() -> dict[Path, str]:
         made[ROOT / "docs" / "reference" / f"{name}.md"] = "\n".join(_settings(name))
     for name in (name for templates in HOSTS.values() for name in templates):
         made[ROOT / "runner" / "ci" / "templates" / name] = (ROOT / "examples" / "ci" / name).read_text()
+    for job in ("model-credentials",):
+        made[ROOT / "runner" / "demo" / f"{job}.yaml"] = (ROOT / "jobs" / "examples" / f"{job}.yaml").read_text()
     return made
 
 

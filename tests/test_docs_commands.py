@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import runpy
 import sqlite3
 import subprocess
 from collections.abc import Callable
@@ -13,6 +15,7 @@ import pytest
 import yaml
 
 from runner import errors
+from runner.demo.credentials_world import PostgreSQL
 from runner.demo.forge import Forge
 from runner.embedders.hash import hash_vectors
 from runner.points import CollectionSchema, Distance, IdKind, Payloads, PointBatch, VectorField
@@ -32,6 +35,7 @@ LEFT_OUT = [
         "names a folder of another host; the others of its kind are run",
     ),
     ("docs/howto/backups.md", "psql", "needs a database named app on this host"),
+    ("docs/howto/migrate-a-relational-database.md", "export CREDENTIALS_KEY", "the world of the page has one"),
     ("README.md", "export VECRUN_", "needs PostgreSQL and Redis; tests/e2e/test_workers.py has them"),
     ("README.md", "vecrun worker", "as above"),
     ("README.md", "vecrun apply jobs/support-kb.yaml --auto-approve --detach", "as above"),
@@ -297,6 +301,46 @@ def backups(request: pytest.FixtureRequest) -> Reader:
     return Reader(before={"vecrun backup list training-backup": another_backup})
 
 
+def relational(request: pytest.FixtureRequest) -> Reader:
+    """Three knowledge bases of two users in a real PostgreSQL, one of them without an API key."""
+    url = request.getfixturevalue("pg_database")
+    settings({"app-db": {"type": "sql", "url": "${env:VECRUN_TEST_APP}"}})
+    patch = request.getfixturevalue("monkeypatch")
+    key = base64.b64encode(b"k" * 32).decode()
+    for name, value in {"VECRUN_TEST_APP": url, "CREDENTIALS_KEY": key, "NEW_CREDENTIALS_KEY": "n" * 32}.items():
+        patch.setenv(name, value)
+    given = {"provider": "openai", "api_key": "sk-one", "model": "m"}
+    rows = [
+        {"embedding": given, "llm": given},
+        {"embedding": given},
+        {"embedding": {"provider": "openai", "model": "m"}},
+    ]
+    servers.sql(
+        url,
+        "CREATE TABLE knowledge_bases (id bigint PRIMARY KEY, user_id bigint, name text, embedding_config json)",
+        *(
+            f"INSERT INTO knowledge_bases VALUES ({n}, {n % 2}, 'kb', '{json.dumps(row)}')"
+            for n, row in enumerate(rows)
+        ),
+    )
+
+    def by_hand() -> None:
+        servers.sql(url, "CREATE INDEX kb_names ON knowledge_bases (name)")
+
+    def the_application_reads() -> None:
+        """With the function that the page shows."""
+        api_key = runpy.run_path("read_credential.py")["api_key"]
+        stored = PostgreSQL(url).ask("SELECT api_key FROM model_access_credentials")
+        assert [api_key(row[0]) for row in stored] == ["sk-one"] * 3
+
+    return Reader(
+        before={
+            "vecrun rollback model-credentials": the_application_reads,
+            "vecrun stamp jobs/search-index.yaml": by_hand,
+        }
+    )
+
+
 def pull_requests(request: pytest.FixtureRequest) -> Reader:
     """A branch with the job of README, in a repository with a remote and a host."""
     ws = move()
@@ -344,6 +388,7 @@ WORLDS: dict[str, Callable[[pytest.FixtureRequest], Reader]] = {
     "docs/howto/backups.md": backups,
     "docs/howto/documents.md": documents,
     "docs/howto/migrate.md": migrate,
+    "docs/howto/migrate-a-relational-database.md": relational,
     "docs/howto/policies.md": policies,
     "docs/howto/pull-requests.md": pull_requests,
     "docs/howto/reembed.md": reembed,

@@ -120,6 +120,17 @@ def vecrun(directory: Path, *arguments: str, code: int = 0) -> None:
     expect(f"vecrun {' '.join(arguments)} {ending} (exit code {done.returncode})", done.returncode == code)
 
 
+def printed(directory: Path, *arguments: str, code: int = 0) -> str:
+    """The same, and all that the command has printed, errors among it."""
+    _show(arguments)
+    command = [sys.executable, "-m", "runner", *arguments]
+    done = subprocess.run(command, cwd=directory, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # noqa: S603
+    text = done.stdout.decode()
+    click.echo(text, nl=False)
+    expect(f"vecrun {' '.join(arguments)} ends with {code} (exit code {done.returncode})", done.returncode == code)
+    return text
+
+
 def answer(directory: Path, *arguments: str) -> Mapping[str, Any]:
     """The JSON document that a command prints with --json."""
     _show((*arguments, "--json"))
