@@ -11,13 +11,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from bench import backup_points, backup_tables, documents, embedding, memory, pairs, workers
+from bench import backup_points, backup_tables, documents, embedding, memory, pairs, sql, workers
 
 #: Beside the pairs: memory of a large copy; 1, 2 and 4 workers against one process; many small points through workers;
 #: a change of the model against a loop that calls it, and what a crash of it costs; documents tagged and deleted against
 #: the store's own bulk call; tables backed up and restored against pg_dump, pg_restore and \copy; collections
-#: against bare Arrow loops.
-OTHERS = ("memory", "workers", "small", "embedding", "documents", "backup-tables", "backup-points")
+#: against bare Arrow loops; rows inside of a relational database against one statement, and against a loop.
+OTHERS = ("memory", "workers", "small", "embedding", "documents", "backup-tables", "backup-points", "sql")
 
 
 def main() -> int:
@@ -43,6 +43,8 @@ def main() -> int:
         backup_tables.run(folder, arguments.scale, arguments.rounds)
     if "backup-points" in wanted:
         backup_points.run(folder, arguments.scale, arguments.rounds)
+    if "sql" in wanted:
+        sql.run(folder, arguments.scale, arguments.rounds)
     return 0
 
 
