@@ -96,7 +96,11 @@ class Coordinator(ABC):
         ledger.set_step(lease, number, "running")
         crash.point(step.type, "before")
         while executor.is_partitioned(step):
-            self._patiently(executor.cut, number)
+            try:
+                self._patiently(executor.cut, number)
+            except executor.NotOurs:
+                ledger.set_step(lease, number, "pending")
+                raise
             ledger.reopen(lease, number)
             for part in ledger.partitions_of(self.run.run, number):
                 if part.status == "pending":

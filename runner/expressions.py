@@ -1,7 +1,8 @@
 """Expressions over a row, in Jinja2's sandbox: what they read, and what they give.
 
-They see the columns of the row and the names they are given, nothing else: no clock, no chance, no environment. What can go
-wrong is told as a place and the class of an error, because the text of an error may repeat values.
+They see the columns of the row and the names they are given, nothing else: no clock, no chance, no environment. Of PostgreSQL
+they see truth values, numbers, text and bytes as such, and every other type (JSON, times, intervals, arrays) as its text. What
+can go wrong is told as a place and the kind of an error, because the text of an error may repeat values.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 import jinja2
 from jinja2 import meta, nodes
+from jinja2.exceptions import SecurityError, UndefinedError
 from jinja2.parser import Parser
 from jinja2.runtime import Context, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -41,6 +43,11 @@ class CannotBeComputed(Exception):
 
 class NoSuchColumn(Exception):
     """The row has no column of that name."""
+
+
+def reason(exc: Exception) -> str:
+    """Why something cannot be computed, without the text of the error."""
+    return next((words for kind, words in _REASONS if isinstance(exc, kind)), type(exc).__name__)
 
 
 class Row:
@@ -88,7 +95,7 @@ class _Scope(Context):
 
 
 def _no_number(_text: str) -> Any:
-    raise ValueError  # NaN and Infinity are no JSON
+    raise json.JSONDecodeError("no JSON", "", 0)  # NaN and Infinity
 
 
 _decoder = json.JSONDecoder(parse_constant=_no_number)
@@ -140,14 +147,19 @@ class Expression:
         except jinja2.TemplateSyntaxError as exc:
             raise ValueError(f"{place}: {exc.message}: {text}") from None
         #: whether it is the bare value of a column
-        self.plain = isinstance(node, nodes.Getattr) and isinstance(node.node, nodes.Name) and node.node.name == "row"
+        self.plain = (
+            isinstance(node, nodes.Getattr | nodes.Getitem)
+            and isinstance(node.node, nodes.Name)
+            and node.node.name == "row"
+            and (isinstance(node, nodes.Getattr) or isinstance(node.arg, nodes.Const))
+        )
 
     def value(self, scope: dict[str, Any]) -> Any:
         """What it gives, Undefined as well. CannotBeComputed."""
         try:
             return self._compute(scope)
         except Exception as exc:
-            why = type(exc).__name__
+            why = reason(exc)
         raise CannotBeComputed(self.place, why)  # outside of the handler: the other error may hold values
 
     def true(self, scope: dict[str, Any]) -> bool:
@@ -155,7 +167,7 @@ class Expression:
         try:
             return bool(self._compute(scope))
         except Exception as exc:
-            why = type(exc).__name__
+            why = reason(exc)
         raise CannotBeComputed(self.place, why)
 
     def settled(self, scope: dict[str, Any]) -> Any:
@@ -179,6 +191,20 @@ class Expression:
         if isinstance(value, dict):
             return {self._settled(key): self._settled(one) for key, one in value.items()}
         raise CannotBeComputed(self.place, f"{type(value).__name__} is no value of a column")
+
+
+#: The first that fits.
+_REASONS: tuple[tuple[type[Exception], str], ...] = (
+    (NoSuchColumn, "the row has no such column"),
+    (json.JSONDecodeError, "not valid JSON"),
+    (UndefinedError, "a name or key that it needs is not there"),
+    (SecurityError, "expressions may not use that"),
+    (ZeroDivisionError, "a division by zero"),
+    (RecursionError, "it is nested too deeply"),
+    (UnicodeError, "bytes that are no text"),
+    (TypeError, "a value is of another type than it needs"),
+    (ValueError, "a value is not what it needs"),
+)
 
 
 def unstorable(text: str) -> str:

@@ -12,8 +12,11 @@ from typing import Any
 
 from runner.ciphers import Cipher, WrongKey, named
 from runner.errors import Permanent
-from runner.expressions import CannotBeComputed, Expression, Row, unstorable
+from runner.expressions import CannotBeComputed, Expression, Row, reason, unstorable
 from runner.mapping import Encrypted, Identity, Otherwise, RowMap, Value
+
+#: Says why a value cannot be in a column; empty: it can be.
+Misfit = Callable[[Any], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +64,11 @@ class _Failure:
 class Mapper:
     """Applies a RowMap. Safe for use from several threads."""
 
-    def __init__(self, rows: RowMap, ciphers: Mapping[str, Cipher]) -> None:
-        """`ciphers`: by the names of the spec's keys. Permanent when an expression cannot be read."""
+    def __init__(
+        self, rows: RowMap, ciphers: Mapping[str, Cipher], misfits: Mapping[tuple[int, str], Misfit] | None = None
+    ) -> None:
+        """`ciphers`: by the names of the spec's keys. `misfits`: of (number of `into`, column). Permanent when an expression
+        cannot be read."""
         self._map, self._ciphers = rows, ciphers
         if problems := check_expressions(rows):
             raise Permanent("An expression cannot be read", "; ".join(problems), "Plan the job again")
@@ -78,8 +84,11 @@ class Mapper:
             for number, rule in enumerate(rows.rules)
         ]
         self._into = [
-            [(column, self._value(f"{into.table}.{column}", value)) for column, value in into.values.items()]
-            for into in rows.into
+            [
+                (column, self._fitting(f"{into.table}.{column}", value, (misfits or {}).get((number, column))))
+                for column, value in into.values.items()
+            ]
+            for number, into in enumerate(rows.into)
         ]
         self.columns = columns_read(rows)
 
@@ -175,6 +184,22 @@ class Mapper:
                     shared[name] = scope[name]
             if isinstance(value := scope[name], _Failure):
                 raise CannotBeComputed(value.place, value.why)
+
+    def _fitting(
+        self, place: str, value: Value, misfit: Misfit | None
+    ) -> Callable[[dict[str, Any], dict[str, Any]], Any]:
+        """The same as `_value`; what does not fit into the column cannot be computed."""
+        made = self._value(place, value)
+        if misfit is None:
+            return made
+
+        def fitting(scope: dict[str, Any], shared: dict[str, Any]) -> Any:
+            found = made(scope, shared)
+            if why := misfit(found):
+                raise CannotBeComputed(place, why)
+            return found
+
+        return fitting
 
     def _value(self, place: str, value: Value) -> Callable[[dict[str, Any], dict[str, Any]], Any]:
         """A function of the scope of an item, and of the row, that gives the value of a column. It raises CannotBeComputed."""
@@ -311,5 +336,5 @@ def _named(place: str, name: Callable[[Sequence[Any]], uuid.UUID], parts: list[A
     try:
         return name(parts)
     except (ValueError, TypeError) as exc:
-        why = type(exc).__name__
+        why = reason(exc)
     raise CannotBeComputed(place, why)

@@ -33,6 +33,14 @@ T = TypeVar("T", bound=BaseModel)
 Name = Annotated[str, Field(pattern=NAME_PATTERN, description="Letters, digits, dot, dash, underscore; at most 63.")]
 
 
+class Misplaced(ValueError):
+    """What a validator of a whole finds wrong further inside. `at`: the path of that, from where it is raised."""
+
+    def __init__(self, message: str, *at: str | int) -> None:
+        super().__init__(message)
+        self.at = at
+
+
 class SpecModel(BaseModel):
     """Base of everything a user writes: unknown keys are errors, values are immutable."""
 
@@ -251,7 +259,8 @@ def check_model(model: type[T], data: Any, document: Document, at: tuple[str | i
         schema = model.model_json_schema()
         found: dict[tuple[str | int, ...], list[Any]] = {}
         for error in exc.errors(include_url=False):
-            found.setdefault(_place(error["loc"], schema, document, at), []).append(error)
+            inside = getattr(error.get("ctx", {}).get("error"), "at", ())
+            found.setdefault(_place((*error["loc"], *inside), schema, document, at), []).append(error)
         # where several forms are allowed, the one that was meant is the one whose inside was looked at
         meant = {place: errors for place, errors in found.items() if not _is_outdone(place, errors, found)}
         return [_diagnose(place, errors, schema, document, at) for place, errors in meant.items()]

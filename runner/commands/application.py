@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import threading
 import time
@@ -45,13 +46,25 @@ from runner.executor import Run, settle
 from runner.executor.catchup import release
 from runner.ledger import FINAL, UNLIMITED
 from runner.lock import machine, now
-from runner.plan import BackUpTables, CopyPoints, Plan, ReplaceVectors, TruncateTables, VerifyPoints, VerifyRows, loads
+from runner.plan import (
+    BackUpTables,
+    CopyPoints,
+    Plan,
+    Recorded,
+    ReplaceVectors,
+    TruncateTables,
+    VerifyPoints,
+    VerifyRows,
+    loads,
+)
 from runner.spec import Job
 from runner.sweeper import Sweeper
 from runner.world import World
 
 #: Takeovers of a run without a finished step after which it is set aside: it probably kills its coordinator.
 MAX_TAKEOVERS = 30
+#: What a hint says to do with a run.
+_GOES_ON = re.compile(r"vecrun (resume|rollback|retry-failed)")
 
 
 def apply(
@@ -283,10 +296,18 @@ def _dry_run(
             name, plan, ledger, lease, world, context.states, context.settings.workspace.limits,
             stop or threading.Event(), say, sample=sample, hands=context.settings.workspace.limits.workers, records=kept,
         )  # fmt: skip
+        if any(isinstance(step, Recorded) for step in plan.steps):
+            say(
+                "What it changes stays locked in the database until the dry run ends; on SQLite nobody else writes meanwhile"
+            )
         try:
             Embedded(run, progress or no_progress).execute()
             for line in world.rehearsed():
                 say(line)
+        except VecrunError as exc:  # there is no run to go on with, nor one to undo
+            said = [one for one in re.split(r"\n|(?<=\.) ", exc.hint) if one and not _GOES_ON.search(one)]
+            exc.hint = "\n".join([*said, "It was a dry run: nothing of it is left"])
+            raise
         finally:
             run.services.close()
         return outcome(run, time.monotonic() - began)

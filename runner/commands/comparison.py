@@ -63,8 +63,6 @@ def verify(
             step.model_copy(update=changes) for step in plan.steps if isinstance(step, VerifyPoints)
         ]
         steps += [CheckDocuments(of=step) for step in plan.steps if isinstance(step, Change)]
-        of_rows, others = relational_steps(state, ledger)
-        steps += of_rows
         results: list[dict[str, Any]] = []
         with World(context.settings, "read", plan.inline) as world:
             if elsewhere := planner.moved_connections(plan, world):
@@ -73,7 +71,8 @@ def verify(
                     "\n".join(elsewhere),
                     "Put the connection back as it was, or choose the environment of the run with --env",
                 )
-            for step in steps:
+            of_rows, others = relational_steps(state, ledger, world)
+            for step in (*steps, *of_rows):
                 with Sweeper.temporary() as private:  # progress of this comparison: gone afterwards
                     lease = private.acquire(["verify"], "verify", UNLIMITED)
                     one = plan.model_copy(update={"steps": (step,)})

@@ -34,6 +34,7 @@ from runner.plan import (
     CopyPoints,
     MapRows,
     Observed,
+    OfDatabase,
     Place,
     Plan,
     ReplaceVectors,
@@ -281,10 +282,11 @@ def record_failure(run: Run, exc: BaseException) -> bool:
                 run.ledger.set_step(run.lease, number, "failed")
         given_up = status == "failed" and _did_nothing(run, exc)
         if given_up and isinstance(exc, VecrunError):
-            exc.hint = f"{exc.hint}\nNothing was changed, and job {run.plan.job} is as it was".strip()
+            said = exc.hint if run.plan.purpose == "rollback" or "vecrun resume" not in exc.hint else ""
+            again = "" if run.plan.purpose == "rollback" else ". When that is mended, apply the job again"
+            exc.hint = f"{said}\nNothing was changed, and job {run.plan.job} is as it was{again}".strip()
         elif isinstance(exc, VecrunError) and status == "failed" and "vecrun " not in exc.hint:
-            way_on = f"When that is mended: vecrun resume {run.plan.job}. Or undo it: vecrun rollback {run.plan.job}"
-            exc.hint = f"{exc.hint}\n{way_on}".strip()
+            exc.hint = f"{exc.hint}\n{_way_on(run.plan)}".strip()
         ended: dict[str, Any] = {"status": "rolled_back", "finished": now()} if given_up else {"status": status}
         run.ledger.set_run(
             run.lease, error=str(exc) if status == "failed" else None, control=None, problem=None, **ended
@@ -294,15 +296,44 @@ def record_failure(run: Run, exc: BaseException) -> bool:
     return False
 
 
+def _way_on(plan: Plan) -> str:
+    """What can be done with a run that failed in the middle."""
+    relational = any(isinstance(step, OfDatabase) for step in plan.steps)
+    said = f"When that is mended: vecrun resume {plan.job}"
+    if plan.purpose == "rollback":
+        return f"{said}. The way back is that of the applied run, whatever the file says now" if relational else said
+    if relational:
+        return f"{said}. The run keeps its plan: after a change of the file, vecrun rollback {plan.job}, then apply"
+    return f"{said}. Or undo it: vecrun rollback {plan.job}"
+
+
 def _did_nothing(run: Run, exc: BaseException) -> bool:
-    """Whether a rollback was refused before it changed anything: it is over then, and keeps nobody from going on."""
+    """Whether a run was refused before it changed anything: it is over then, and keeps nobody from going on. Of other kinds than
+    migrations of a relational database this is known of a rollback only."""
     if isinstance(exc, Transient) or not isinstance(exc, VecrunError):
         return False
     for number, row in enumerate(run.ledger.steps_of(run.run)):
         if row["status"] == "running" and run.plan.steps[number].whole:
             run.ledger.set_step(run.lease, number, "pending")
     begun = any(row["status"] != "pending" for row in run.ledger.steps_of(run.run))
-    return run.plan.purpose == "rollback" and bool(run.plan.steps) and not begun
+    if run.plan.purpose == "rollback":
+        return bool(run.plan.steps) and not begun
+    return run.plan.purpose == "apply" and _left_no_record(run)
+
+
+def _left_no_record(run: Run) -> bool:
+    """Whether the steps of a plan are all in relational databases, and none of them is recorded there by this run."""
+    steps = [step for step in run.plan.steps if isinstance(step, OfDatabase)]
+    if not steps or len(steps) < len(run.plan.steps):
+        return False
+    from runner.relational import record
+
+    for connection in dict.fromkeys(step.connection for step in steps):
+        found = record.read(run.world.relational(connection), run.plan.job)
+        ours = found.claim is not None and found.claim.open and found.claim.run == run.run
+        if ours or any(entry.run == run.run for entry in found.entries):
+            return False
+    return True
 
 
 def outcome(run: Run, seconds: float) -> Outcome:

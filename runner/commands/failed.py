@@ -38,6 +38,7 @@ def failures(context: Context, name: str) -> Failures:
                     row = other
                     break
         kind = loads(ledger.run(row["run"])["plan"], f"run {row['run']}").kind
+        found.sort(key=lambda one: (isinstance(one.item, str), one.item))  # numbers as numbers
         return Failures(row["run"], row["job"], row["status"], tuple(found), kind)
 
 

@@ -34,8 +34,8 @@ MADE_TWICE = "VW108"
 LINKED = "VW109"
 #: What only lint asks a job to accept, of any kind; a plan tells it, if at all, for information.
 SILENCED = frozenset(
-    {"VB104", "VB106", "VB109", "VB110", "VB111", "VB112", "VI145", "VI146", "VI147", "VI151", "VI152", "VI153", NO_LIMIT,
-     NO_DESCRIPTION, SHORT_RETENTION, MADE_TWICE}
+    {"VB104", "VB106", "VB109", "VB110", "VB111", "VB112", "VI145", "VI146", "VI147", "VI151", "VI152", "VI153", "VI175",
+     NO_LIMIT, NO_DESCRIPTION, SHORT_RETENTION, MADE_TWICE}
 )  # fmt: skip
 #: Providers that take money.
 PAID = ("openai",)

@@ -13,6 +13,7 @@ from runner import planner
 from runner.commands.context import Context, load
 from runner.commands.validation import job_files
 from runner.errors import InvalidFile, NotFound, VecrunError
+from runner.plan import OfDatabase
 from runner.spec import Job, Name, digest
 from runner.state import SERVING, State
 from runner.sweeper import Sweeper
@@ -33,7 +34,8 @@ class Moved:
 
 
 def move_state(context: Context, old: str, new: str) -> Moved:
-    """Give the state and the runs of job `old` to job `new`. Its collections are not touched. NotFound; LockHeld while a run
+    """Give the state and the runs of job `old` to job `new`, and what a database records of its steps. Its collections are not
+    touched. NotFound; LockHeld while a run
     of either is at work; VecrunError when one is unfinished, the names are the same, or `new` has a state of its own.
     Repeating it is harmless."""
     _check_name(new)
@@ -53,6 +55,7 @@ def move_state(context: Context, old: str, new: str) -> Moved:
                     "A job of this name has a state already", f"{new}: serial {present.serial}, {present.status}",
                     f"Choose another name. Or forget that one: vecrun state rm {new}",
                 )  # fmt: skip
+            _rename_records(context, state, new, ledger)
             if present is None:  # else a crash came after this was written
                 present = context.states.push(wanted, ledger.guarded(lease))
             with ledger.guarded(lease) as connection:
@@ -63,6 +66,19 @@ def move_state(context: Context, old: str, new: str) -> Moved:
                 ledger.release(lease)
     unchanged = state.spec_digest in named if state.spec_digest is not None else state.pinned in named
     return Moved(old, new, state.kind, present.serial, done.rowcount, unchanged)
+
+
+def _rename_records(context: Context, state: State, new: str, ledger: Sweeper) -> None:
+    """In the databases whose steps the job has done: they record them under its name."""
+    plans = [*planner.plans_of(state, ledger)]
+    databases = {step.connection for plan in plans for step in plan.steps if isinstance(step, OfDatabase)}
+    if not databases:
+        return
+    from runner.relational import record
+
+    with World(context.settings, "write") as world:
+        for name in sorted(databases):
+            record.rename(world.relational(name), state.job, new)
 
 
 def _check_name(name: str) -> None:

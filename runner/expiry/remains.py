@@ -21,6 +21,7 @@ from runner.plan import (
     Change,
     DeleteDocuments,
     DropColumn,
+    EncryptColumns,
     Files,
     LoadTables,
     MapRows,
@@ -36,7 +37,7 @@ from runner.world import World
 Found = TypeVar("Found")
 
 #: Steps that keep rows as they were in a database.
-Undoable = RewriteIds | SetModel | Change | LoadTables | MapRows | DropColumn
+Undoable = RewriteIds | SetModel | Change | LoadTables | MapRows | DropColumn | EncryptColumns
 #: Files that are listed, then deleted: so many are known at once, and so many calls are under way.
 LISTED, AT_ONCE = 1_000, 8
 
@@ -131,7 +132,7 @@ def _undo_names(plan: Plan, run: str) -> dict[str, Undoable]:
             found[f"{step.rows.connection}/{step.undo_table}"] = step
         elif isinstance(step, Change) and step.rows is not None and step.undo is not None:
             found[f"{step.rows.connection}/{step.undo.documents}"] = step
-        elif isinstance(step, MapRows | DropColumn) and step.undo:
+        elif isinstance(step, MapRows | DropColumn | EncryptColumns) and step.undo:
             found[f"{step.connection}/{step.undo}"] = step
         elif isinstance(step, LoadTables):  # where no old rows were kept there still is the record of the load
             found[f"{step.connection}/{step.undo[0][1] if step.undo else f'vecrun_load of {run}'}"] = step
@@ -146,7 +147,7 @@ def _undo_rows(world: World, name: str, step: Undoable, run: str) -> int | None:
         from runner.documents import unloading
 
         return unloading.undo_rows(world.postgres(step.connection), step, run)
-    if isinstance(step, MapRows | DropColumn):
+    if isinstance(step, MapRows | DropColumn | EncryptColumns):
         from runner.relational import undone
 
         return undone.undo_rows(world.relational(step.connection), step.undo)
@@ -169,7 +170,7 @@ def _forget(world: World, name: str, step: Undoable, run: str) -> None:
 
         unloading.forget(world.postgres(step.connection), step, run)
         return
-    if isinstance(step, MapRows | DropColumn):
+    if isinstance(step, MapRows | DropColumn | EncryptColumns):
         from runner.relational import undone
 
         undone.forget(world.relational(step.connection), step.undo)

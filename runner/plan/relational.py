@@ -6,6 +6,7 @@ it; what cannot be one transaction is recorded statement by statement, or batch 
 
 from __future__ import annotations
 
+import json
 import re
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
 #: The table of what was done, in the database itself.
 RECORD = "vecrun_migrations"
-_COLUMN = re.compile(r"row\.([A-Za-z_][A-Za-z0-9_]*)")
+#: A column of the row and nothing else: row.name, or row["any name"], where json.loads reads it.
+_COLUMN = re.compile(r'row(?:\.([A-Za-z_][A-Za-z0-9_]*)|\[("[^"\\]*(?:\\["\\][^"\\]*)*")\])')
 
 
 class Statement(Model):
@@ -190,7 +192,7 @@ class MapRows(Recorded):
         if len(self.map.into) > 1 or self.map.each or self.map.rules:
             return None
         found = {
-            column: match[1]
+            column: match[1] or json.loads(match[2])
             for column, value in one.values.items()
             if isinstance(value, str) and (match := _COLUMN.fullmatch(value))
         }
@@ -226,6 +228,7 @@ class EncryptColumns(Recorded):
     columns: tuple[str, ...]
     before: str = ""  # key of the spec that the values are encrypted with; empty: they are plain
     after: str = ""
+    undo: str = ""  # table of the keys and columns of values that were changed; nothing else is brought back
     undoes: bool = False  # it is the way back of a step: only if that was begun
     rows: int
     batch_size: int = 1000
@@ -234,7 +237,7 @@ class EncryptColumns(Recorded):
 
     @property
     def tables(self) -> tuple[str, ...]:
-        return (self.table,)
+        return (self.table, *([self.undo] if self.undo else []))
 
     @property
     def extent(self) -> tuple[int, str]:

@@ -37,7 +37,8 @@ from runner.planner.observed import (
     observe,
 )
 from runner.planner.policies import judged, refusals
-from runner.planner.relational import ROWS_SINCE, plans_of, stamp
+from runner.planner.relational import ROWS_SINCE, plans_of
+from runner.planner.stamping import stamp
 from runner.planner.undo import NEW_POINTS, retry, rollback
 from runner.settings import MODEL, Settings
 from runner.spec import Job, digest

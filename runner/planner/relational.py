@@ -5,21 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from runner import __version__
-from runner.errors import NotFound, Permanent
-from runner.kinds import kind_module
+from runner.errors import NotFound
 from runner.ledger import Ledger
-from runner.lock import now
-from runner.mapping import Expectation
 from runner.plan import (
     Change,
-    CheckQueries,
     DocumentRows,
     DropColumn,
     EncryptColumns,
     MapRows,
     Notice,
-    Observed,
     OfDatabase,
     Place,
     Plan,
@@ -29,29 +23,24 @@ from runner.plan import (
     RewriteIds,
     SetModel,
     Step,
+    UnmapRows,
     loads,
 )
-from runner.planner.policies import judged
-from runner.settings import Settings
-from runner.spec import Job, digest, suggest
 from runner.state import State, States
 from runner.world import World
 
 if TYPE_CHECKING:
-    from runner.documents.database import Database
-    from runner.kinds.sql_migration.spec import StepSpec
     from runner.relational.schema import Described
 
-KIND = "SqlMigration"
 ROWS_SINCE = "VD109"
 KEPT_GONE = "VX249"
 IN_THE_WAY = "VX250"
-UNMET = "VX243"
+OTHER_KEY = "VX246"
 FORGOTTEN = "VX251"
 GONE = "VI162"
-NOT_ASKED = "VI163"
-#: Name of the step of a plan that only records.
-STAMP = "stamp"
+ROWLESS = "VI170"
+NOT_ONLY_OURS = "VX266"
+NEEDED_BY = "VD103"
 
 
 # As it is now ---------------------------------------------------------------------------------------------------------
@@ -96,8 +85,9 @@ def unrecorded(state: State, ledger: Ledger, world: World) -> Iterator[tuple[str
             yield connection, f"step {name} is no longer recorded in {connection}"
         elif entry.digest != named:
             yield connection, f"step {name} is recorded in {connection} with another content, by run {entry.run}"
-        elif entry.status == "begun":
-            yield connection, f"step {name} was begun anew in {connection}, by run {entry.run}"
+        elif entry.status in ("begun", "undoing"):
+            what = "begun anew" if entry.status == "begun" else "begun to be undone"
+            yield connection, f"step {name} was {what} in {connection}, by run {entry.run}"
 
 
 def plans_of(state: State, ledger: Ledger) -> Iterator[Plan]:
@@ -139,12 +129,59 @@ def keys_of(plan: Plan, steps: Sequence[Step]) -> set[str]:
     return {name for name in plan.inline if name.startswith("key:")} - needed
 
 
+def _of_others(of: Plan, run: str, job: str, state: State, ledger: Ledger, world: World) -> Iterator[Notice]:
+    """Steps of the job that a run after ours has done from another workspace: they stand on what would be taken away."""
+    from runner.relational import record as records
+
+    known = {row["run"] for row in ledger.runs_of(job)} | {item.run for item in state.applied}
+    for connection in dict.fromkeys(step.connection for step in of.steps if isinstance(step, OfDatabase)):
+        record = records.read(world.relational(connection), job)
+        ours = [entry.recorded for entry in record.entries if entry.run == run]
+        # two can be recorded in one second; whose claim was the last is sure
+        foreign = record.claim is not None and record.claim.run not in known
+        for entry in record.entries:
+            later = ours and (entry.recorded > max(ours) or (foreign and entry.recorded >= min(ours)))
+            if entry.run not in known and later:
+                message = (
+                    f"it was done by run {entry.run}, which this workspace does not know, after what would be undone: roll that run "
+                    "back first, in its workspace"
+                )
+                yield Notice(code=NOT_ONLY_OURS, message=message, where=entry.step, blocking=True)
+
+
+def _built_upon(run: str, steps: Sequence[Step], state: State, ledger: Ledger, states: States) -> Iterator[Notice]:
+    """Tables that would be dropped, or whose values would be decrypted, and on which a later run of another job stands."""
+    places = {
+        Place(connection=step.connection, collection=table)
+        for step in steps
+        if isinstance(step, RemoveTables | UnmapRows | EncryptColumns)
+        for table in step.tables
+    }
+    began = ledger.run(run)["created"]
+    for name in states.jobs():
+        other = states.load(name)
+        if name == state.job or other.status != "applied":
+            continue
+        for item in other.applied:
+            try:
+                row = ledger.run(item.run)
+            except NotFound:
+                continue
+            if row["created"] <= began or item.run in other.forgotten:
+                continue
+            changed = [step for step in loads(row["plan"], f"run {item.run}").steps if isinstance(step, Recorded)]
+            for place in sorted(places & {*touched(changed)}, key=str):
+                message = f"job {name} has steps on it since; undo that first: vecrun rollback {name}"
+                yield Notice(code=NEEDED_BY, message=message, where=str(place), blocking=True)
+
+
 def hindrances(
-    begun: Sequence[Step], rows: Sequence[dict[str, Any]], steps: Sequence[Step], state: State, run: str, world: World, *,
-    discard: bool,
+    of: Plan, begun: Sequence[Step], rows: Sequence[dict[str, Any]], steps: Sequence[Step], state: State, run: str,
+    world: World, ledger: Ledger, states: States, *, discard: bool,
 ) -> list[Notice]:  # fmt: skip
-    """What a rollback would destroy or could not bring back. `rows`: of the ledger, for the steps that were begun."""
-    found = list[Notice]()
+    """What a rollback would destroy or could not bring back. `of`: the plan of the run; `rows`: of the ledger, for the steps that
+    were begun."""
+    found = [*_of_others(of, run, state.job, state, ledger, world), *_built_upon(run, steps, state, ledger, states)]
     if (
         state.applied and state.applied[-1].run == run
     ):  # else it never came to its end, and nobody else writes there yet
@@ -156,10 +193,30 @@ def hindrances(
         elif isinstance(step, MapRows) and step.undo and row["status"] == "done":
             found += _kept(step.connection, step.undo, step.name, world)
     for step in steps:
-        if isinstance(step, EncryptColumns):  # a key that is missing is told now
-            for name in filter(None, (step.before, step.after)):
-                world.cipher(f"key:{name}")
+        if isinstance(step, EncryptColumns):
+            found += _with_keys(step, state.job, world)
     return found
+
+
+def _with_keys(step: EncryptColumns, job: str, world: World) -> Iterator[Notice]:
+    """A table that is gone, and keys that are not those of the run. One that is missing is told by its error."""
+    from runner.relational import record as records
+
+    claim = records.read(world.relational(step.connection), job).claim
+    for name in filter(None, (step.before, step.after)):
+        check = world.cipher(f"key:{name}").check
+        if claim is not None and claim.keys.get(name, check) != check:
+            message = (
+                "it is another key than the one that the run has used. Put that one back, then plan the rollback again"
+            )
+            yield Notice(code=OTHER_KEY, message=message, where=f"key {name}", blocking=True)
+    place = Place(connection=step.connection, collection=step.table)
+    table = described(world, place)
+    lacks = [name for name in step.columns if table is not None and table.column(name) is None]
+    if table is None or lacks:
+        what = "the table is gone" if table is None else f"{', '.join(lacks)} is gone"
+        message = f"{what}: its values cannot be brought back to what they were before step {step.name}"
+        yield Notice(code=IN_THE_WAY, message=message, where=str(place), blocking=True)
 
 
 def _forgotten(begun: Sequence[Step], rows: Sequence[dict[str, Any]], job: str, world: World) -> Iterator[Notice]:
@@ -187,22 +244,41 @@ def _rows(world: World, step: RemoveTables) -> dict[str, int]:
 
 
 def _rows_since(steps: Sequence[Step], state: State, world: World, *, discard: bool) -> Iterator[Notice]:
-    """Rows of tables that are dropped, beyond those that were in them when the run had come to its end."""
+    """Tables that are dropped and do not hold what they held when the run had come to its end."""
     before = {item.place: item.count for item in state.world}
     for step in steps:
-        if not isinstance(step, RemoveTables):
-            continue
-        held = _rows(world, step)
-        for table in step.tables:
+        dropped = step.tables if isinstance(step, RemoveTables) else ()
+        if isinstance(step, UnmapRows) and step.of.make is not None:
+            dropped = (step.of.make.name,)
+        for table in dropped:
+            assert isinstance(step, RemoveTables | UnmapRows)
             place = Place(connection=step.connection, collection=table)
-            if table not in held:
+            found = described(world, place)
+            if found is None:
                 yield Notice(code=GONE, message="it is gone already: nothing is left to drop", where=str(place))
-            elif (more := held[table] - (before.get(place) or 0)) > 0:
-                message = f"rows that came since the run, and stand nowhere else: {more:,}"
+                continue
+            message = _differs(step, table, state.job, world)
+            if message is None:  # of a run that did not keep what stood there
+                more = found.rows - (before.get(place) or 0) if isinstance(step, RemoveTables) else 0
+                message = f"rows that came since the run, and stand nowhere else: {more:,}" if more > 0 else ""
+            if message:
                 accepted = "--discard-new-points" if discard else ""
                 yield Notice(
                     code=ROWS_SINCE, message=message, where=str(place), accepted=accepted, blocking=not discard
                 )
+
+
+def _differs(step: RemoveTables | UnmapRows, table: str, job: str, world: World) -> str | None:
+    """How a table differs from what the run has left in it; None when that is not known."""
+    from runner.relational import contents
+    from runner.relational import record as records
+
+    database = world.relational(step.connection)
+    for entry in records.read(database, job).entries:
+        if entry.step == step.name and (before := entry.notes.get("contents", {}).get(table)) is not None:
+            with database.reading() as connection:
+                return contents.differs(connection, table, before)
+    return None
 
 
 def _column_back(step: DropColumn, world: World) -> Iterator[Notice]:
@@ -216,6 +292,17 @@ def _column_back(step: DropColumn, world: World) -> Iterator[Notice]:
         message = f"somebody has made a column {step.column} since: remove or rename it, then the old one can come back"
         yield Notice(code=IN_THE_WAY, message=message, where=str(place), blocking=True)
     yield from _kept(step.connection, step.undo, step.name, world)
+    undo = described(world, Place(connection=step.connection, collection=step.undo))
+    if undo is not None and all(table.column(name) is not None for name in step.key):
+        from runner.relational import columns
+
+        lost = columns.without_row(world.relational(step.connection), step.table, step.column, step.key, step.undo)
+        if lost:
+            message = (
+                f"{lost:,} {'value' if lost == 1 else 'values'} of {step.column} stand in {step.undo} and have no row any more: the "
+                "row is gone, or its key was changed. The rollback drops them with that table: copy it before, if you need them"
+            )
+            yield Notice(code=ROWLESS, message=message, where=str(place))
 
 
 def _kept(connection: str, undo: str, step: str, world: World) -> Iterator[Notice]:
@@ -246,106 +333,3 @@ def tables_of(steps: Iterable[Step]) -> set[Place]:
             chunks = step.rows.chunks if isinstance(step.rows, DocumentRows) else None
             found |= {Place(connection=step.rows.connection, collection=chunks.table)} if chunks is not None else set()
     return found
-
-
-# Done by hand ---------------------------------------------------------------------------------------------------------
-
-
-def stamp(job: Job, settings: Settings, states: States, *, through: str | None = None) -> Plan:
-    """The plan that records steps as done, up to `through` (default: all). NotFound when there is no such step; Permanent
-    for jobs of other kinds."""
-    from runner.kinds.sql_migration.spec import KEY, SqlMigrationSpec
-
-    if not isinstance(job.spec, SqlMigrationSpec):
-        raise Permanent("Nothing can be recorded for this job", f"job {job.name} is of kind {job.kind}, not {KIND}")
-    spec, state = job.spec, states.load(job.name)
-    names = [step.name for step in spec.steps]
-    if through is not None and through not in names:
-        raise NotFound("No such step", f"{through} in job {job.name}", suggest(through, names))
-    last = names.index(through) if through is not None else len(names) - 1
-    chosen = spec.steps[: last + 1]
-    recorded = tuple((step.name, step.digest) for step in chosen if step.forms)
-    if not recorded:
-        raise Permanent("Nothing can be recorded", f"the steps up to {names[last]} only check")
-    whole = not any(step.forms for step in spec.steps[last + 1 :])
-    named, inline = kind_module(job.kind).connections(spec)
-    notices, steps = list[Notice](), list[Step]()
-    with World(settings, "read", inline) as world:
-        for name in spec.keys:
-            world.cipher(KEY + name)
-        database = world.relational(spec.connection)
-        for number, step in enumerate(chosen):
-            later = any(one.drop_column is not None or one.sql is not None for one in chosen[number + 1 :])
-            notices += _undone(step, world, spec.connection, later=later)
-            queries, found = _asked(database, step.name, step.verify, later=later)
-            notices += found
-            if queries:
-                steps.append(CheckQueries(connection=spec.connection, name=step.name, when="after", queries=queries))
-        steps.append(RecordSteps(connection=spec.connection, name=STAMP, steps=recorded))
-        made = Plan(
-            tool_version=__version__, created=now(), job=job.name, kind=job.kind, description=job.description,
-            environment=settings.environment, lineage=state.lineage, serial=state.serial,
-            # of a part of the steps: the job then still has something to do
-            spec_digest=job.digest if whole else digest([job.digest, STAMP, names[last]]),
-            connections={name: world.digest(name) for name in [*named, *inline]}, inline=inline,
-            world=tuple(_seen(world, spec.connection, chosen)), steps=tuple(steps), notices=tuple(notices),
-            retention=spec.retention or settings.state.retention,
-        )  # fmt: skip
-        return judged(made, settings, {item.code: item.reason for item in spec.accept})
-
-
-def _undone(step: StepSpec, world: World, connection: str, *, later: bool) -> Iterator[Notice]:
-    """What a step would have made or dropped, where the database says that it was not done. `later` as for `_asked`."""
-    wanted = {table.name: [column.name for column in table.columns] for table in step.create_tables or ()}
-    wanted |= {step.back_up.to: [*step.back_up.columns]} if step.back_up is not None else {}
-    for name, columns in wanted.items():
-        table = described(world, Place(connection=connection, collection=name))
-        has = {column.name for column in table.columns} if table is not None else set()
-        lacks = [column for column in columns if column not in has]
-        if lacks:
-            what = f"table {name} is not there" if table is None else f"{name} has no column {', '.join(lacks)}"
-            yield Notice(code=NOT_ASKED if later else UNMET, message=what, where=step.name, blocking=not later)
-    if (drop := step.drop_column) is not None:
-        table = described(world, Place(connection=connection, collection=drop.table))
-        if table is not None and table.column(drop.column) is not None:
-            message = f"{drop.table} still has the column {drop.column}"
-            yield Notice(code=NOT_ASKED if later else UNMET, message=message, where=step.name, blocking=not later)
-
-
-def _asked(
-    database: Database, step: str, given: Sequence[Expectation], *, later: bool
-) -> tuple[tuple[Expectation, ...], list[Notice]]:
-    """(questions that can be asked, what does not hold). `later`: a step after it may have taken away what is asked for."""
-    from runner.relational import queries
-
-    kept, found = list[Expectation](), list[Notice]()
-    for query in given:
-        try:
-            answers = queries.ask(database, (query,))
-        except Permanent as exc:
-            message = exc.detail or exc.summary  # begins with its name
-            found.append(Notice(code=NOT_ASKED if later else UNMET, message=message, where=step, blocking=not later))
-            continue
-        kept.append(query)
-        found += [Notice(code=UNMET, message=text, where=step, blocking=True) for text in answers]
-    return tuple(kept), found
-
-
-def _seen(world: World, connection: str, steps: Sequence[Any]) -> Iterator[Observed]:
-    """The tables that the steps have made, as they are: a drift of theirs is seen from now on."""
-    tables = dict.fromkeys(
-        name
-        for step in steps
-        for name in (
-            *(table.name for table in step.create_tables or ()),
-            *([step.back_up.to] if step.back_up is not None else []),
-            *([step.map.from_] if step.map is not None else []),
-        )
-    )
-    for table in tables:
-        place = Place(connection=connection, collection=table)
-        one = described(world, place)
-        yield Observed(
-            place=place, role="relation", count=one.rows if one is not None else None, live=True,
-            schema_digest=digest(one.looks) if one is not None else None,
-        )  # fmt: skip

@@ -28,6 +28,7 @@ from runner.plan import (
     ReprocessDocuments,
     RestoreDocuments,
     RestoreVectors,
+    RunStatements,
     SelectDocuments,
     SetModel,
     SetServing,
@@ -80,7 +81,10 @@ def rollback(
         )
     if run is None:
         if not state.applied:
-            raise NotFound("Nothing to roll back", f"job {job} has no applied run", f"vecrun runs {job}")
+            raise NotFound(
+                "Nothing to roll back", f"job {job} has no applied run in this workspace",
+                f"vecrun runs {job}. What another workspace has applied, or one whose state was lost, is rolled back there only",
+            )  # fmt: skip
         last = state.applied[-1]
         if last.run in state.forgotten:
             raise PlanRefused(
@@ -129,7 +133,9 @@ def rollback(
         notices += _needed_by(job, run["run"], steps, ledger, states) + _never_saved(begun, world)
         of_begun = [row for row in rows if row["status"] != "pending"]
         notices += _rows_since(begun, of_begun, world) + _saved_gone(begun, of_begun, world)
-        notices += relational.hindrances(begun, of_begun, steps, state, run["run"], world, discard=discard_new_points)
+        notices += relational.hindrances(
+            plan, begun, of_begun, steps, state, run["run"], world, ledger, states, discard=discard_new_points
+        )
         places = _touched(begun)
         # what came into a table is looked at by itself
         live = {item.place for item in plan.world if item.live} | {*relational.touched(begun)}
@@ -241,9 +247,10 @@ def _retried(job: str, run: str, ledger: Ledger) -> dict[Place, int]:
 
 
 def _irreversible(step: Step) -> Notice:
+    what = "its SQL is given no rollback, so it" if isinstance(step, RunStatements) else step.type
     return Notice(
         code=IRREVERSIBLE,
-        message=f"{step.type} cannot be undone",
+        message=f"{what} cannot be undone",
         where=str(getattr(step, "target", "") or getattr(step, "name", "")),
         blocking=True,
     )

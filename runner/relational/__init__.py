@@ -17,13 +17,13 @@ COMMITS_DDL = ("mysql", "mariadb", "oracle")
 def quoted(dialect: sa.Dialect, name: str) -> str:
     """A table, SCHEMA.TABLE understood, as it is written in SQL."""
     schema, _, bare = name.rpartition(".")
-    quote = dialect.identifier_preparer.quote_identifier
-    return f"{quote(schema)}.{quote(bare)}" if schema else quote(bare)
+    return f"{column(dialect, schema)}.{column(dialect, bare)}" if schema else column(dialect, bare)
 
 
 def column(dialect: sa.Dialect, name: str) -> str:
-    """A column as it is written in SQL."""
-    return dialect.identifier_preparer.quote_identifier(name)
+    """A column as it is written in SQL, for `execute`, or as a value of a parameter: its % stand once, whatever the client is."""
+    text = dialect.identifier_preparer.quote_identifier(name)
+    return text.replace("%%", "%") if dialect.paramstyle in ("format", "pyformat") else text
 
 
 def execute(connection: sa.Connection, sql: str) -> sa.CursorResult[Any]:

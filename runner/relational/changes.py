@@ -14,7 +14,8 @@ import sqlalchemy as sa
 from runner.documents.database import Database
 from runner.errors import NotFound, Permanent
 from runner.mapping import TableModel
-from runner.relational import COMMITS_DDL, execute, quoted, schema
+from runner.relational import COMMITS_DDL, execute, number, quoted, schema
+from runner.relational import column as quote
 
 #: What depends on a column of PostgreSQL, but for its own default.
 _DEPENDING = """
@@ -121,6 +122,7 @@ def obstacles_in(connection: sa.Connection, table: str, column: str) -> list[str
     reasons = []
     if column in shape.primary_key:
         reasons.append("it is in the primary key")
+    reasons += _nameless(connection, shape)
     if found.generated:
         reasons.append("it is generated")
     if any(column in one for one in shape.uniques):
@@ -143,6 +145,18 @@ def obstacles_in(connection: sa.Connection, table: str, column: str) -> list[str
             checks = sa.inspect(connection).get_check_constraints(bare, schema_name or None)
             reasons += [f"the check {one['name']} needs it" for one in checks if column in one["sqltext"]]
     return reasons
+
+
+def _nameless(connection: sa.Connection, shape: schema.Described) -> list[str]:
+    """SQLite lets NULL stand in a primary key: a value of such a row would find no row again."""
+    found = []
+    for name in shape.primary_key:
+        if (key := shape.column(name)) is not None and key.nullable and connection.dialect.name == "sqlite":
+            table, c = quoted(connection.dialect, shape.name), quote(connection.dialect, name)
+            if rows := number(connection, f"SELECT count(*) FROM {table} WHERE {c} IS NULL"):  # noqa: S608
+                reason = f"{rows:,} {'row has' if rows == 1 else 'rows have'} no key: {name} is NULL there"
+                found.append(reason)
+    return found
 
 
 def _tried(connection: sa.Connection, table: str, column: str) -> list[str]:

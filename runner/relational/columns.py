@@ -16,6 +16,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from runner.documents.database import Database
 from runner.errors import NotFound, Permanent
 from runner.relational import column as quote
 from runner.relational import execute, number, quoted, schema
@@ -28,6 +29,7 @@ SELECT format_type(a.atttypid, a.atttypmod) AS type, a.attnotnull AS not_null,
 pg_get_expr(d.adbin, d.adrelid) AS "default", col_description(a.attrelid, a.attnum) AS comment,
 (SELECT conname FROM pg_constraint WHERE contype = 'n' AND conrelid = a.attrelid AND conkey = ARRAY[a.attnum]) AS named,
 CASE WHEN a.attstorage <> t.typstorage THEN a.attstorage::text END AS storage, coalesce(a.attstattarget, -1) AS statistics,
+nullif(to_jsonb(a) ->> 'attcompression', '') AS compression,
 CASE WHEN a.attcollation <> t.typcollation THEN
   (SELECT quote_ident(n.nspname) || '.' || quote_ident(c.collname) FROM pg_collation c
    JOIN pg_namespace n ON n.oid = c.collnamespace WHERE c.oid = a.attcollation) END AS collation
@@ -36,7 +38,12 @@ LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
 WHERE a.attrelid = to_regclass(%(table)s) AND a.attname = %(column)s
 """
 
+#: Defaults of SQLite that are no expression. A name is a text, but for those of the time, which every row has its own of.
+_LITERAL = re.compile(
+    r"""(?!current_(time|date|timestamp)$)([xX]?'(?:[^']|'')*'|"(?:[^"]|"")*"|[+-]?[\w.]+)""", re.IGNORECASE
+)
 _STORAGE = {"p": "PLAIN", "e": "EXTERNAL", "m": "MAIN", "x": "EXTENDED"}
+_COMPRESSION = {"p": "pglz", "l": "lz4"}  # since PostgreSQL 14
 
 
 @dataclass(frozen=True)
@@ -128,10 +135,20 @@ def restore(
         _reword(connection, table, column, definition, text)
     _compare(connection, t, c, u, same, f"{table}.{column}")
     found = _definition(connection, table, column)
-    if dialect.name in _ADD and any(definition[name] != value for name, value in found.items()):
+    if dialect.name in _ADD and any(definition.get(name) != value for name, value in found.items()):
         raise Permanent("The column did not come back as it was", f"{table}.{column}", "Nothing was changed")
     execute(connection, f"DROP TABLE {u}")
     return Restored(number(connection, f"SELECT count(*) FROM {t}") - new, deleted, new)
+
+
+def without_row(database: Database, table: str, column: str, key: Sequence[str], undo: str) -> int:
+    """Values that an undo table keeps and whose row is not there any more: they would not come back."""
+    dialect = database.engine.dialect
+    t, c, u = quoted(dialect, table), quote(dialect, column), quoted(dialect, undo)
+    same = " AND ".join(f"{u}.{quote(dialect, name)} = {t}.{quote(dialect, name)}" for name in key)
+    query = f"SELECT count(*) FROM {u} WHERE {c} IS NOT NULL AND NOT EXISTS (SELECT 1 FROM {t} WHERE {same})"
+    with database.reading() as connection:
+        return number(connection, query)
 
 
 def is_last(shape: schema.Described, column: str) -> bool:
@@ -151,6 +168,10 @@ def _add_postgresql(
 ) -> None:
     collation = f" COLLATE {definition['collation']}" if definition["collation"] else ""
     execute(connection, f"ALTER TABLE {t} ADD COLUMN {c} {definition['type']}{collation}")
+    if definition.get("compression") is not None:
+        execute(
+            connection, f"ALTER TABLE {t} ALTER COLUMN {c} SET COMPRESSION {_COMPRESSION[definition['compression']]}"
+        )
     execute(connection, f"UPDATE {t} SET {c} = {value} {where}")
     if definition["default"] is not None:
         execute(connection, f"ALTER TABLE {t} ALTER COLUMN {c} SET DEFAULT {definition['default']}")
@@ -172,15 +193,15 @@ def _add_postgresql(
 
 
 def _add_sqlite(connection: sa.Connection, t: str, c: str, definition: dict[str, Any], where: str, value: str) -> None:
-    """Bare first: what else the definition says may not hold before the values are there."""
-    execute(connection, f"ALTER TABLE {t} ADD COLUMN {c} {definition['type']}")
+    """Without its constraints first: they may not hold before the values are there. A default is given to new rows where it is
+    written, as its words can mean another thing elsewhere: "name" is a text there, and a column in an UPDATE."""
+    bare, default = f"ALTER TABLE {t} ADD COLUMN {c} {definition['type']}", definition["default"]
+    literal = default is not None and _LITERAL.fullmatch(default)
+    execute(connection, f"{bare} DEFAULT {default}" if literal else bare)
     execute(connection, f"UPDATE {t} SET {c} = {value} {where}")
-    if definition["default"] is not None:
+    if default is not None and not literal:
         # each row is written: one that is shorter than its table has the default of the definition that comes later
-        execute(
-            connection,
-            f"UPDATE {t} SET {c} = {definition['default']} {where.replace('WHERE EXISTS', 'WHERE NOT EXISTS', 1)}",
-        )
+        execute(connection, f"UPDATE {t} SET {c} = {default} {where.replace('WHERE EXISTS', 'WHERE NOT EXISTS', 1)}")
 
 
 _ADD = {"postgresql": _add_postgresql, "sqlite": _add_sqlite}

@@ -19,6 +19,8 @@ from runner.errors import Permanent
 
 #: Seconds that PostgreSQL waits for a lock. Whoever waits for a table keeps all readers after it waiting, too.
 LOCK_SECONDS = 10
+#: Settings of PostgreSQL that say what a value is as text, and how text is understood.
+TEXTS = {"TimeZone": "UTC", "DateStyle": "ISO", "IntervalStyle": "postgres"}
 
 
 class RelationalDatabase(Database):
@@ -53,6 +55,8 @@ class RelationalDatabase(Database):
                 connection.detach()  # what a statement sets for its session ends with it
                 if self.engine.dialect.name == "postgresql":  # an index that is built beside writers waits for them
                     connection.exec_driver_sql("SET lock_timeout = 0")
+                    for setting in TEXTS:
+                        connection.exec_driver_sql(f"RESET {setting}")
                 yield connection
         except self.errors as exc:
             raise self.told(exc) from None
@@ -82,4 +86,7 @@ def _postgresql_settings(connection: Any, _record: Any) -> None:
     cursor.execute("SET default_transaction_isolation = 'read committed'")
     # rows that a policy hides are not left out in silence: a query that would miss them fails
     cursor.execute("SET row_security = off")
+    # what is read as text, and what is made of it, is the same for everybody; SQL of the user's has the settings of its user
+    for setting, value in TEXTS.items():
+        cursor.execute(f"SET {setting} = '{value}'")
     connection.commit()

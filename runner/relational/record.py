@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -143,6 +143,22 @@ def working(
         yield connection
 
 
+def rename(database: RelationalDatabase, old: str, new: str) -> int:
+    """Give what is recorded of a job another job's name; how many rows that were. Permanent when that one has a record of its own.
+    Repeating it is harmless."""
+    with _named_lock(database), database.transaction() as connection:
+        _lock(connection, shared=False)
+        if not there(connection):
+            return 0
+        jobs = set(connection.execute(sa.select(records.c.job).distinct()).scalars())
+        if {old, new} <= jobs:
+            raise Permanent(
+                "A job of this name has a record in the database already", f"{new}, in {database.shown}",
+                "Choose another name. Nothing was changed",
+            )  # fmt: skip
+        return connection.execute(records.update().where(records.c.job == old).values(job=new)).rowcount
+
+
 def entry(connection: sa.Connection, mine: Mine, step: str) -> Entry | None:
     """What is recorded of a step of the job."""
     if not there(connection):
@@ -199,10 +215,16 @@ def forget(connection: sa.Connection, mine: Mine, step: str) -> None:
         records.drop(connection)
 
 
-def close(connection: sa.Connection, mine: Mine) -> None:
-    """The last change of this run: the database is free for the next. What was never done leaves no claim."""
+def close(connection: sa.Connection, mine: Mine, contents: Mapping[str, dict[str, Any]] | None = None) -> None:
+    """The last change of this run: the database is free for the next. What was never done leaves no claim. `contents`: step ->
+    {table: what `contents.seen` says of it}, which its notes keep."""
     if not there(connection):
         return
+    for step, tables in (contents or {}).items():
+        found = entry(connection, mine, step)
+        if found is not None and found.run == mine.run:
+            kept = json.dumps(found.notes | {"contents": tables})
+            connection.execute(records.update().where(_of(mine, step)).values(keys=kept))
     if not connection.execute(sa.select(sa.func.count()).select_from(records).where(_steps(mine))).scalar_one():
         forget(connection, mine, "")
         return

@@ -14,9 +14,15 @@ from sqlalchemy.dialects import postgresql, sqlite
 from runner.documents.database import Database
 from runner.errors import NotFound, Permanent
 from runner.points import KeyRange, PointId
+from runner.relational import quoted
 from runner.relational.schema import Described, Native
 from runner.relational.shape import INCOMPARABLE, Shape, shape
 
+#: Tables that inherit from one that is not partitioned.
+_HEIRS = """
+SELECT i.inhrelid::regclass::text FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhparent
+WHERE c.oid = to_regclass(%(name)s) AND c.relkind = 'r' ORDER BY 1
+"""
 #: All rows.
 ALL = KeyRange()
 
@@ -38,6 +44,23 @@ def key_column(described: Described, wanted: str | None) -> str:
             "A key has to be unique and never NULL", name, "Name another column, or give this one a unique constraint"
         )
     return name
+
+
+def obstacles(database: Database, table: str) -> list[str]:
+    """Why the rows of a table cannot be gone through by its key."""
+    if database.engine.dialect.name != "postgresql":
+        return []
+    with database.reading() as connection:
+        found = connection.exec_driver_sql(_HEIRS, {"name": quoted(connection.dialect, table)}).scalars().all()
+    return [f"{table} has the rows of tables that inherit from it, too ({', '.join(found)}), and its key says nothing of those"] if found else []  # fmt: skip
+
+
+def refuse(database: Database, table: str) -> None:
+    """Permanent where there are obstacles."""
+    if found := obstacles(database, table):
+        raise Permanent(
+            "A table cannot be read by its key", "; ".join(found), "Name each of those tables in a step of its own"
+        )
 
 
 def cut(database: Database, table: str, key: str, where: str | None, parts: int) -> list[KeyRange]:
@@ -63,7 +86,7 @@ def pages(
 ) -> Iterator[list[dict[str, Any]]]:  # fmt: skip
     """Rows in the order of their keys, `size` at once; each page is a transaction of its own. `columns` None: all.
 
-    JSON comes as its text, a UUID as text. Permanent when a key is neither a number nor text."""
+    What `Shape.as_text` says comes as its text. Permanent when a key is neither a number nor text."""
     found = shape(database, table)
     names = list(dict.fromkeys((key, *(columns if columns is not None else found.types))))
     if missing := [name for name in names if name not in found.types]:
@@ -120,7 +143,7 @@ def copy_range(
     statement: Any
     if empty:
         statement = sa.insert(target.table).from_select([*columns], rows)
-    elif target.dialect.name in ("postgresql", "sqlite") and frozenset(unique) in target.uniques:
+    elif target.dialect.name in ("postgresql", "sqlite"):
         dialect: Any = postgresql if target.postgresql else sqlite
         statement = dialect.insert(target.table).from_select([*columns], rows)
         statement = statement.on_conflict_do_nothing(index_elements=[*unique])
@@ -198,8 +221,8 @@ def _told(value: Any, table: str, key: str) -> PointId:
 
 
 def _comparable(at: Shape, column: sa.ColumnElement[Any], name: str) -> sa.ColumnElement[Any]:
-    if at.postgresql and at.types[name] in INCOMPARABLE:
-        return sa.cast(column, postgresql.JSONB if at.types[name] == "json" else sa.Text)
+    if at.postgresql and at.base[name] in INCOMPARABLE:
+        return sa.cast(column, postgresql.JSONB if at.is_json(name) else sa.Text)
     return column
 
 

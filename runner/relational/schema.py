@@ -18,7 +18,7 @@ from sqlalchemy.types import UserDefinedType
 from runner.documents.database import Database
 from runner.mapping import ColumnModel, TableModel
 from runner.plan import RECORD
-from runner.relational import quoted
+from runner.relational import number, quoted
 from runner.spec import digest
 
 #: Characters of a name that every database takes.
@@ -109,8 +109,7 @@ def look(connection: sa.Connection, table: str, *, count: bool = True) -> Descri
         return None
     rows = 0
     if count:
-        statement = f"SELECT count(*) FROM {quoted(connection.dialect, table)}"  # noqa: S608
-        rows = int(connection.exec_driver_sql(statement).scalar_one())
+        rows = number(connection, f"SELECT count(*) FROM {quoted(connection.dialect, table)}")  # noqa: S608
     if dialect == "sqlite":
         return _sqlite(connection, table, schema or "main", bare, rows)
     key = inspector.get_pk_constraint(bare, schema or None)["constrained_columns"]
@@ -223,7 +222,7 @@ def ddl(model: TableModel, dialect: sa.Dialect) -> list[str]:
     # what is compiled for a driver with %s doubles the %
     doubled = dialect.paramstyle in ("format", "pyformat")
     texts = [str(one.compile(dialect=dialect)).strip() for one in elements]
-    texts = [text.replace(" (\n\t", " (").replace(", \n\t", ", ").replace("\n)", ")") for text in texts]
+    texts = [text.replace(" (\n\t", " (\n  ").replace(", \n\t", ",\n  ") for text in texts]
     return [text.replace("%%", "%") if doubled else text for text in texts]
 
 

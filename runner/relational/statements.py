@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from runner.errors import Permanent
 from runner.plan import Statement
 from runner.relational import execute, queries, record
-from runner.relational.opened import RelationalDatabase
+from runner.relational.opened import TEXTS, RelationalDatabase
 from runner.relational.record import Mine
 
 #: What ends a transaction, or begins one, behind comments too.
@@ -32,6 +32,8 @@ def run_whole(
     path = connection.exec_driver_sql("SHOW search_path").scalar_one() if postgresql else ""
     if postgresql:
         connection.detach()  # what a statement sets for its session ends with it
+        for setting in TEXTS:
+            execute(connection, f"SET LOCAL {setting} TO DEFAULT")
     for number, one in enumerate(statements, 1):
         if _ENDS.match(one.sql):
             raise Permanent(
@@ -51,6 +53,8 @@ def run_whole(
         )  # fmt: skip
     if postgresql:  # the record is where it was
         connection.exec_driver_sql("SELECT set_config('search_path', %(path)s, true)", {"path": path})
+        for setting, value in TEXTS.items():  # a dry run goes on in this transaction
+            execute(connection, f"SET LOCAL {setting} = '{value}'")
 
 
 def run_alone(
@@ -97,7 +101,9 @@ def _run(database: RelationalDatabase, connection: sa.Connection, one: Statement
         connection.exec_driver_sql(one.sql, execution_options={"no_parameters": True, "single": True})
     except database.errors as exc:
         told = database.told(exc)
-        raise type(told)(told.summary, f"{place}: {told.detail}", told.hint) from None
+        several = any(words in told.detail for words in ("insert multiple commands", "execute one statement at a time"))
+        hint = "Each item of forward and rollback is one statement; give each an item" if several else told.hint
+        raise type(told)(told.summary, f"{place}: {told.detail}", hint) from None
 
 
 def _orphans(connection: sa.Connection) -> Counter[tuple[str, int]]:

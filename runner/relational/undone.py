@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from runner.documents.database import Database
-from runner.relational import quoted, schema
+from runner.relational import execute, quoted, schema
 
 
 def undo_rows(database: Database, name: str) -> int | None:
@@ -15,4 +15,4 @@ def undo_rows(database: Database, name: str) -> int | None:
 def forget(database: Database, name: str) -> None:
     """Drop an undo table. Harmless when repeated."""
     with database.transaction() as connection:
-        connection.exec_driver_sql(f"DROP TABLE IF EXISTS {quoted(database.engine.dialect, name)}")
+        execute(connection, f"DROP TABLE IF EXISTS {quoted(database.engine.dialect, name)}")

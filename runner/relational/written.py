@@ -1,7 +1,7 @@
 """Rows that are written, fetched and compared, a batch at a time.
 
-PostgreSQL gets a batch as one JSON document; other databases get its rows one by one. What a value becomes in its column is
-the database's to say, when it is written and when it is compared.
+PostgreSQL gets a batch as one JSON document, in which text of a row is always a string, JSON too; other databases get its
+rows one by one. What a value becomes in its column is the database's to say, when it is written and when it is compared.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import orjson
 import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite as sqlite_dialect
 
+from runner.expressions import is_json
 from runner.relational.shape import INCOMPARABLE, Shape
 
 #: A name that no column of a user has.
@@ -32,57 +33,62 @@ def insert(
     kept: str | None = None,
 ) -> int:  # fmt: skip
     """Write rows, all with the same columns, without those whose `unique` columns the table has. Returns the rows that were
-    made; with `kept` their keys go to that table (`undo_table`)."""
+    made; with `kept` their keys go to that table (`undo_table`). `unique`: what `unique_columns` has given."""
     rows = sorted(_first(rows, unique), key=lambda row: [str(row[name]) for name in unique])  # against deadlocks
     if not rows:
         return 0
-    known = frozenset(unique) in target.uniques
     if target.postgresql:
         names = [*rows[0]]
         columns = ", ".join(target.quote(name) for name in names)
-        text = f"INSERT INTO {target.quoted} AS t ({columns}) SELECT {columns} FROM {recordset(target, names)}"  # noqa: S608
-        if known:
-            text += f" ON CONFLICT ({', '.join(target.quote(name) for name in unique)}) DO NOTHING"
-        else:
-            same = " AND ".join(f"x.{target.quote(name)} = r.{target.quote(name)}" for name in unique)
-            text += f" WHERE NOT EXISTS (SELECT FROM {target.quoted} x WHERE {same})"
+        given = ", ".join(_given(target, name) for name in names)
+        text = f"INSERT INTO {target.quoted} AS t ({columns}) SELECT {given} FROM {recordset(target, names)}"  # noqa: S608
+        text += f" ON CONFLICT ({', '.join(target.quote(name) for name in unique)}) DO NOTHING"
         if kept is not None:
             text = _keeping(target, unique, text, kept)
         return int(connection.exec_driver_sql(text, {"doc": document(target, rows)}).rowcount)
-    if kept is not None or not (known and target.dialect.name == "sqlite"):
+    sqlite = target.dialect.name == "sqlite"
+    if kept is not None or not sqlite:
         held = fetch(connection, target, unique, rows, [])
         rows = [row for row, one in zip(rows, held, strict=True) if one is None]
     if not rows:
         return 0
     statement: Any = sa.insert(target.table).values({name: sa.bindparam(name) for name in rows[0]})
-    if target.dialect.name == "sqlite" and known:
+    if sqlite:
         statement = sqlite_dialect.insert(target.table).values({name: sa.bindparam(name) for name in rows[0]})
         statement = statement.on_conflict_do_nothing(index_elements=[*unique])
     compiled = statement.compile(dialect=connection.dialect)
     values = [bindable(target, row) for row in rows]
     order = compiled.positiontup
-    given = [tuple(row[name] for name in order) for row in values] if order is not None else values
-    done = connection.exec_driver_sql(str(compiled), given)
+    bound = [tuple(row[name] for name in order) for row in values] if order is not None else values
+    done = connection.exec_driver_sql(str(compiled), bound)
     if kept is not None:
         _keep(connection, target, unique, rows, kept)
     return int(done.rowcount) if done.rowcount >= 0 else len(rows)
 
 
 def undo_table(name: str) -> sa.Table:
-    """The undo table. `row_key`: JSON of the columns that tell rows apart. `row_digest`: of all columns as they were made."""
+    """The undo table. `row_key`: JSON of the columns that tell rows apart. `row_columns`: JSON of the columns that the table had,
+    of which `row_digest` is, as the row was made."""
     schema, _, bare = name.rpartition(".")
-    return sa.Table(
-        bare, sa.MetaData(), sa.Column("made_in", sa.Text, nullable=False), sa.Column("row_key", sa.Text, nullable=False),
-        sa.Column("row_digest", sa.Text, nullable=False), schema=schema or None,
-    )  # fmt: skip
+    columns = [sa.Column(one, sa.Text, nullable=False) for one in ("made_in", "row_key", "row_columns", "row_digest")]
+    return sa.Table(bare, sa.MetaData(), *columns, schema=schema or None)
+
+
+def digested(target: Shape, at: str, columns: Sequence[str]) -> str:
+    """SQL of PostgreSQL for the digest of a row of the table `at`."""
+    values = ", ".join(f"{at}.{target.quote(name)}" for name in columns)
+    # a function takes a hundred arguments, a row takes all of them
+    return f"md5(to_json(ROW({values}))::text)"
 
 
 def _keeping(target: Shape, unique: Sequence[str], insert: str, kept: str) -> str:
     """PostgreSQL: an INSERT of `target` AS t, which writes the rows that it makes to the undo table `kept`, too."""
     key = ", ".join(f"{literal(name)}, m.{target.quote(name)}" for name in unique)
     return (
-        f"WITH m AS ({insert} RETURNING t.*) INSERT INTO {name_in(target, kept)} (made_in, row_key, row_digest) "  # noqa: S608
-        f"SELECT {literal(target.name)}, json_build_object({key})::text, md5(to_jsonb(m.*)::text) FROM m"
+        f"WITH m AS ({insert} RETURNING t.*) "  # noqa: S608
+        f"INSERT INTO {name_in(target, kept)} (made_in, row_key, row_columns, row_digest) "
+        f"SELECT {literal(target.name)}, json_build_object({key})::text, {literal(json.dumps([*target.types]))}, "
+        f"{digested(target, 'm', [*target.types])} FROM m"
     )
 
 
@@ -95,6 +101,7 @@ def _keep(
         {
             "made_in": target.name,
             "row_key": json.dumps({name: one[name] for name in unique}),
+            "row_columns": json.dumps([*target.types]),
             "row_digest": digest(one),
         }
         for one in held
@@ -126,7 +133,7 @@ def fetch(
     """The row of the table for each of `rows`, found by its `unique` columns; None where there is none."""
     if target.postgresql:
         chosen = "".join(f", t.{target.quote(name)}" for name in columns)
-        join = " AND ".join(f"t.{target.quote(name)} = r.{target.quote(name)}" for name in unique)
+        join = " AND ".join(f"t.{target.quote(name)} = {_given(target, name)}" for name in unique)
         text = f"SELECT r.{NUMBER}{chosen} FROM {recordset(target, unique, NUMBER)} JOIN {target.quoted} t ON {join}"  # noqa: S608
         doc = document(target, [{name: row[name] for name in unique} for row in rows], numbered=True)
         found = {
@@ -155,9 +162,13 @@ def compare(
     if not rows:
         return []
     if target.postgresql:
-        same = [f"{_sql(target, 'r', name)} IS NOT DISTINCT FROM {_sql(target, 't', name)}" for name in names]
+        same = [
+            f"{_comparable(target, name, _given(target, name))} IS NOT DISTINCT FROM "
+            f"{_comparable(target, name, f't.{target.quote(name)}')}"
+            for name in names
+        ]
         chosen = ", ".join([f"r.{NUMBER}", *same, *(f"t.{target.quote(name)}" for name in read)])
-        join = " AND ".join(f"t.{target.quote(name)} = r.{target.quote(name)}" for name in unique)
+        join = " AND ".join(f"t.{target.quote(name)} = {_given(target, name)}" for name in unique)
         text = f"SELECT {chosen} FROM {recordset(target, names, NUMBER)} JOIN {target.quoted} t ON {join}"  # noqa: S608
         answers = connection.exec_driver_sql(text, {"doc": document(target, rows, numbered=True)})
         found = {row[0]: _answer(names, read, row[1:]) for row in answers}
@@ -205,8 +216,8 @@ def _answer(names: Sequence[str], read: Sequence[str], row: Sequence[Any]) -> tu
 
 
 def recordset(target: Shape, names: Sequence[str], number: str = "") -> str:
-    """The parameter `doc` as rows `r` of PostgreSQL, with the types of the table's columns."""
-    columns = [f"{target.quote(name)} {target.types[name]}" for name in names]
+    """The parameter `doc` as rows `r` of PostgreSQL, with the types of the table's columns; JSON as text (`_given`)."""
+    columns = [f"{target.quote(name)} {'text' if target.is_json(name) else target.types[name]}" for name in names]
     return f"json_to_recordset(%(doc)s::json) AS r({', '.join([*columns, *([f'{number} bigint'] if number else [])])})"
 
 
@@ -217,8 +228,8 @@ def document(target: Shape, rows: Sequence[dict[str, Any]], *, numbered: bool = 
     for number, row in enumerate(rows):
         one = {name: value if type(value) in _AS_THEY_ARE else _plain(value) for name, value in row.items()}
         for name in texts:
-            if isinstance(row[name], str):  # it is JSON already
-                one[name] = orjson.Fragment(row[name])
+            if row[name] is not None and not isinstance(row[name], str):
+                one[name] = json.dumps(_plain(row[name], wide=True), ensure_ascii=False)
         if numbered:
             one[NUMBER] = number
         made.append(one)
@@ -228,18 +239,18 @@ def document(target: Shape, rows: Sequence[dict[str, Any]], *, numbered: bool = 
 _AS_THEY_ARE = (str, bool, type(None))
 
 
-def _plain(value: Any) -> Any:
-    """What JSON cannot say, as the text that the database understands."""
+def _plain(value: Any, *, wide: bool = False) -> Any:
+    """What JSON cannot say, as the text that the database understands; `wide`: integers of any length stay numbers."""
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     if isinstance(value, int):
-        return value if -(2**63) <= value < 2**63 else str(value)
+        return value if wide or -(2**63) <= value < 2**63 else str(value)
     if isinstance(value, bytes | bytearray | memoryview):
         return "\\x" + bytes(value).hex()
     if isinstance(value, dict):
-        return {str(key): one if type(one) in _AS_THEY_ARE else _plain(one) for key, one in value.items()}
+        return {str(key): one if type(one) in _AS_THEY_ARE else _plain(one, wide=wide) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(one) if type(one) not in _AS_THEY_ARE else one for one in value]
+        return [_plain(one, wide=wide) if type(one) not in _AS_THEY_ARE else one for one in value]
     if isinstance(value, dt.date | dt.time):
         return value.isoformat()
     return value if value is None or isinstance(value, str) else str(value)
@@ -255,7 +266,7 @@ _BOUND = (str, int, float, bool, bytes, type(None))
 
 def _bindable(target: Shape, name: str, value: Any) -> Any:
     if isinstance(value, dict | list | tuple):
-        return json.dumps(_plain(value), ensure_ascii=False)
+        return json.dumps(_plain(value, wide=True), ensure_ascii=False)
     if isinstance(value, uuid.UUID):
         return value.hex if target.types[name].replace(" ", "") == "char(32)" else str(value)
     if target.dialect.name == "sqlite" and isinstance(value, Decimal | dt.date | dt.time):
@@ -279,8 +290,35 @@ def _first(rows: Sequence[dict[str, Any]], unique: Sequence[str]) -> list[dict[s
     return list(found.values())
 
 
-def _sql(target: Shape, at: str, name: str) -> str:
-    column = f"{at}.{target.quote(name)}"
-    if target.types[name] in INCOMPARABLE:
-        return f"{column}::{'jsonb' if target.types[name] == 'json' else 'text'}"
+def _given(target: Shape, name: str) -> str:
+    """A column of the rows `r`, with the type of the table's. JSON is read by the database, from a text that cannot be more
+    than one value."""
+    return f"r.{target.quote(name)}" + (f"::{target.types[name]}" if target.is_json(name) else "")
+
+
+def _comparable(target: Shape, name: str, column: str) -> str:
+    if target.base[name] in INCOMPARABLE:
+        return f"({column})::{'jsonb' if target.is_json(name) else 'text'}"
     return column
+
+
+def misfit(target: Shape, name: str) -> Callable[[Any], str] | None:
+    """What says why a value cannot be in a column (empty: it can be), where a database would not say it of one row."""
+    if target.postgresql:
+        return _no_json if target.is_json(name) else None
+    return _too_long if target.dialect.name == "sqlite" else None
+
+
+def _no_json(value: Any) -> str:
+    if not isinstance(value, str):
+        return ""
+    with contextlib.suppress(ValueError):
+        orjson.loads(value)
+        return ""
+    # it refuses halves of characters and deep nesting, too, which a json column holds
+    return "" if is_json(value) else "not valid JSON"
+
+
+def _too_long(value: Any) -> str:
+    fits = not isinstance(value, int) or -(2**63) <= value < 2**63
+    return "" if fits else "the number is longer than 64 bits"

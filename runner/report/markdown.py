@@ -52,4 +52,5 @@ def plan(value: Plan) -> str:
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    bare = text.lstrip(" ")  # what is indented stays so
+    return "&nbsp;" * (len(text) - len(bare)) + bare.replace("|", "\\|").replace("\n", " ")

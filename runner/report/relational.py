@@ -19,6 +19,7 @@ from runner.plan import (
     RestoreColumn,
     RevertStatements,
     RunStatements,
+    Step,
     UnmapRows,
     VerifyRows,
 )
@@ -173,13 +174,24 @@ def outcome_line(step: str, result: dict[str, Any]) -> str:
     return ""
 
 
+def was_vain(step: Step, result: dict[str, Any]) -> bool:
+    """Whether the way back of a step found that the step had not been done. `result`: what became of the way back."""
+    if isinstance(step, RevertStatements):
+        return not result.get("statements") and bool(step.of.back)
+    return isinstance(step, RemoveTables | RestoreColumn) and not result
+
+
 def _encryption(step: EncryptColumns) -> str:
     what = f"{joined(list(step.columns))} of {step.table}{_rows(step.rows)}"
     if not step.before:
-        return f"encrypt {what} with key {step.after}"
-    if not step.after:
-        return f"decrypt {what} with key {step.before}, to plain text"
-    return f"decrypt {what} with key {step.before} and encrypt with key {step.after}"
+        how = f"encrypt {what} with key {step.after}"
+    elif not step.after:
+        how = f"decrypt {what} with key {step.before}, to plain text"
+    else:
+        how = f"decrypt {what} with key {step.before} and encrypt with key {step.after}"
+    if not step.undo:
+        return how
+    return f"{how}, where the run has changed it" if step.undoes else f"{how}; what it changes is listed in {step.undo}"
 
 
 def _made(step: MapRows) -> list[str]:

@@ -271,7 +271,7 @@ def status(value: RunStatus) -> str:
     percent = f" of {value.total:,} ({100 * value.done / value.total:.0f} %)" if value.total and not whole else ""
     lines = [
         f"{run['job']}: {run['purpose']} is {run['status']} (run {run['run']})",
-        f"  {_word(value)} {value.done:,}{percent}",
+        *([f"  {_word(value)} {value.done:,}{percent}"] if value.total or value.plan.kind != relational.KIND else []),
         *(f"  {line.replace(' ', '  ', 1)}" for line in used_text(value.used)),
         f"  started   {run['started']} by {run['owner']}" if run["started"]
         else f"  created   {run['created']} by {run['owner']}; not started yet",
@@ -304,6 +304,8 @@ def status(value: RunStatus) -> str:
     for number, item in enumerate(value.steps, 1):
         parts = f", partitions {item['partitions']}" if "partitions" in item else ""
         state = "begun" if item["status"] == "running" and run["status"] != "running" else item["status"]
+        if item["status"] == "done" and relational.was_vain(item["step"], item["result"] or {}):
+            parts = "; nothing had to be undone"
         lines.append(f"  {number:>2} {state:<8} {phrases.step_line(item['step'])}{parts}")
         if item["type"] == "check_quality" and "overlap" in (item["result"] or {}):
             lines.append(f"              {quality_text(item['result'])}")

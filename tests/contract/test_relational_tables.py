@@ -230,6 +230,57 @@ def test_rows_that_came_and_went_meanwhile(database: RelationalDatabase, relatio
     assert "undo_t" not in relations.tables()
 
 
+def test_names_with_percent_signs(database: RelationalDatabase, relations: Relations) -> None:
+    with database.transaction() as connection:
+        execute(connection, 'CREATE TABLE "w%" (id INTEGER PRIMARY KEY, z TEXT, "a%b" TEXT, "a%%b" TEXT)')
+        execute(connection, """INSERT INTO "w%" VALUES (1, 'z', 'one', 'two')""")
+    before = relations.dump()
+    with database.transaction() as connection:
+        _, definition = columns.drop(connection, "w%", "a%%b", ["id"], "undo_%s")
+    assert relations.columns('"w%"') == ["id", "z", "a%b"]
+    assert schema.describe(database, "undo_%s") is not None
+    with database.transaction() as connection:
+        columns.restore(connection, "w%", "a%%b", ["id"], "undo_%s", definition)
+    assert relations.dump() == before
+
+
+def test_a_row_without_a_key_keeps_its_column(tmp_path: Path) -> None:
+    relations = Relations(f"sqlite:///{tmp_path}/app.db")
+    relations.run("CREATE TABLE t (id TEXT PRIMARY KEY, c TEXT)")
+    relations.run("INSERT INTO t VALUES ('a', 'x'), (NULL, 'precious')")
+    before = relations.dump()
+    with closing(RelationalDatabase(SqlConfig(type="sql", url=relations.url))) as database:
+        assert changes.obstacles(database, "t", "c") == ["1 row has no key: id is NULL there"]
+        with pytest.raises(Permanent, match="1 row has no key"), database.transaction() as connection:
+            columns.drop(connection, "t", "c", ["id"], "undo_t")
+    assert relations.dump() == before
+
+
+def test_a_default_in_double_quotes_is_no_column(tmp_path: Path) -> None:
+    relations = Relations(f"sqlite:///{tmp_path}/app.db")
+    relations.run('CREATE TABLE t (id INTEGER PRIMARY KEY, name TEXT, c DEFAULT "name")')
+    relations.run("INSERT INTO t VALUES (1, 'ann', 'x')")
+    with closing(RelationalDatabase(SqlConfig(type="sql", url=relations.url))) as database:
+        with database.transaction() as connection:
+            _, definition = columns.drop(connection, "t", "c", ["id"], "undo_t")
+        relations.run("INSERT INTO t VALUES (3, 'bob')")
+        with database.transaction() as connection:
+            columns.restore(connection, "t", "c", ["id"], "undo_t", definition)
+    assert relations.rows("SELECT id, c FROM t") == [(1, "x"), (3, "name")]
+
+
+def test_the_compression_of_a_column_comes_back(pg_database: str) -> None:
+    relations = Relations(pg_database)
+    relations.run("CREATE TABLE t (id INTEGER PRIMARY KEY, c TEXT COMPRESSION pglz)")
+    with closing(RelationalDatabase(SqlConfig(type="sql", url=relations.url))) as database:
+        with database.transaction() as connection:
+            _, definition = columns.drop(connection, "t", "c", ["id"], "undo_t")
+        with database.transaction() as connection:
+            columns.restore(connection, "t", "c", ["id"], "undo_t", definition)
+    query = "SELECT attcompression::text FROM pg_attribute WHERE attrelid = 't'::regclass AND attname = 'c'"
+    assert relations.rows(query) == [("p",)]
+
+
 def test_a_column_that_takes_no_null_waits_for_rows_without_a_value(
     database: RelationalDatabase, relations: Relations
 ) -> None:

@@ -101,6 +101,10 @@ BACKUP = {"back_up": {"table": "s", "columns": ["secret"], "to": "kept"}}
             "VI145: spec.steps.0.sql.forward.0: DELETE FROM takes",
         ),
         ([{"sql": {"forward": ["ALTER TABLE t DROP COLUMN c"], "rollback": []}}], "VI145"),
+        (
+            [{"sql": {"forward": ["CREATE  INDEX CONCURRENTLY i ON t (a)"], "rollback": ["DROP INDEX i"]}}],
+            "VI175: spec.steps.0.sql.forward.0: PostgreSQL does not run CREATE INDEX CONCURRENTLY in a transaction",
+        ),
         ([BACKUP, mapping(FINE)], "VI152: spec.steps.0.back_up: kept keeps secret in clear"),
         ([BACKUP, {"encrypt": {"table": "s", "columns": ["secret"], "key": "one"}}], "VI152"),
         ([mapping(FINE | {"copy": "row.secret"})], "VI153: spec.steps.0.map.into.0.values.copy"),
@@ -112,7 +116,8 @@ def test_what_a_reviewer_would_object_to(ws: Workspace, steps: list[dict[str, An
     text = said(ws, *steps, command="lint")
     assert found in text
     accept = [
-        {"code": code, "reason": "it was looked at"} for code in ("VI145", "VI146", "VI147", "VI151", "VI152", "VI153")
+        {"code": code, "reason": "it was looked at"}
+        for code in ("VI145", "VI146", "VI147", "VI151", "VI152", "VI153", "VI175")
     ]
     assert ": warning VI" not in said(ws, *steps, command="lint", accept=accept)
 
@@ -123,6 +128,7 @@ def test_what_a_reviewer_would_object_to(ws: Workspace, steps: list[dict[str, An
         [MADE, mapping(FINE)],
         [{"sql": {"forward": ["DELETE FROM t"], "rollback": ["INSERT INTO t SELECT * FROM kept"]}}],
         [{"sql": {"forward": ["UPDATE t SET a = 'drop table t' -- delete from"], "rollback": []}}],
+        [{"sql": {"forward": ["REFRESH MATERIALIZED VIEW CONCURRENTLY v"], "rollback": []}}],
         [{"back_up": {"table": "s", "columns": ["other"], "to": "kept"}}, mapping(FINE)],
         [mapping(FINE | {"id": {"uuid_from": ["row.secret"], "key": "one"}})],
         [mapping(FINE, let={"used": "row.a"}, rules=[{"rule": "used", "message": "m"}])],

@@ -194,7 +194,8 @@ def test_a_migration_from_its_plan_to_its_rollback(sqlite: Bureau) -> None:
     assert back.exit_code == 0, back.output
     assert sqlite.data.dump() == before
     stamped = sqlite.vecrun("stamp", file, "--auto-approve")
-    assert stamped.exit_code == 0, stamped.output
+    assert stamped.exit_code == 1, stamped.output
+    assert "4 of 4 values of users are not encrypted with two" in stamped.output
     sqlite.vecrun("runs", "--json")
     assert sqlite.found() == {}
 

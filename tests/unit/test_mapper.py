@@ -113,18 +113,18 @@ def test_expressions(text: str, row: dict[str, Any], expected: Any) -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("row.x | json", "JSONDecodeError"),
-        ("row.x | int / 0", "ZeroDivisionError"),
-        ("row.x.y.z", "UndefinedError"),
+        ("row.x | json", "not valid JSON"),
+        ("row.x | int / 0", "a division by zero"),
+        ("row.x.y.z", "a name or key that it needs is not there"),
         ("row.x.y", "there is no such value"),
         ("[row.x.y]", "there is no such value"),
-        ("row.other", "NoSuchColumn"),
+        ("row.other", "the row has no such column"),
         ("row.x.__class__", "there is no such value"),
-        ("row.x.__class__.__mro__", "SecurityError"),
-        ("row['_values']", "NoSuchColumn"),
+        ("row.x.__class__.__mro__", "expressions may not use that"),
+        ("row['_values']", "the row has no such column"),
         ("row.x.upper", "builtin_function_or_method is no value of a column"),
         ("row.x | map('upper')", "generator is no value of a column"),
-        ("(row.x | list).append(1)", "SecurityError"),
+        ("(row.x | list).append(1)", "expressions may not use that"),
         (r"row.x ~ '\ud800'", "it has half of a character"),
         (r"[row.x, {'a': '\0'}]", "it has the character NUL"),
     ],
@@ -141,9 +141,11 @@ def test_what_cannot_be_computed_is_told_without_the_value(text: str, why: str) 
 def test_problems_name_the_place_where_they_are() -> None:
     rules = [{"rule": "setting", "message": "nothing is set"}]
     found = mapped({"x": "{" + SECRET}, let={"config": "row.x | json", "setting": "config.a"}, rules=rules)
-    assert [one.message for one in found.problems] == ["let.config cannot be computed (JSONDecodeError)"]
+    assert [one.message for one in found.problems] == ["let.config cannot be computed (not valid JSON)"]
     found = mapped({"id": 1, "x": SECRET}, rules=[{"rule": "row.x + 1", "message": "no number"}])
-    assert [one.message for one in found.problems] == ["rule 'no number' cannot be computed (TypeError)"]
+    assert [one.message for one in found.problems] == [
+        "rule 'no number' cannot be computed (a value is of another type than it needs)"
+    ]
     assert SECRET not in repr(found)
 
 
@@ -205,7 +207,7 @@ def test_items_out_of_the_row_are_told_by_number() -> None:
     assert [
         one.values["k"] for one in mapped({"x": {"a": 1, "b": 2}}, each={"k": "row.x"}, values={"k": "k"}).rows
     ] == ["a", "b"]
-    assert mapped({"x": SECRET}, **rows).problems[0].message == "each.one cannot be computed (JSONDecodeError)"
+    assert mapped({"x": SECRET}, **rows).problems[0].message == "each.one cannot be computed (not valid JSON)"
     assert mapped({"x": SECRET}, **{**rows, "each": {"one": "row.x"}}).problems[0].message == (
         "each.one cannot be computed (str is no list)"
     )

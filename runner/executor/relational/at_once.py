@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from runner.errors import Permanent, VerificationFailed
-from runner.executor.flow import retried
 from runner.executor.relational.working import ended, mine
 from runner.plan import (
     CheckQueries,
@@ -38,16 +37,12 @@ Result = dict[str, Any]
 
 
 def do(run: Run, number: int, step: Whole) -> Result:
-    """Carry out one of them, trying again when the database does not answer or somebody holds a lock."""
-    return retried(lambda: _do(run, number, step), run.limits, run.stop)
-
-
-def _do(run: Run, number: int, step: Whole) -> Result:
+    """Carry out one of them. Transient when the database does not answer or somebody holds a lock: it may be repeated."""
     match step:
         case CheckQueries():
             return _check(run, number, step)
         case CreateTables():
-            return _forward(run, number, step, lambda connection, _: {"tables": changes.create(connection, step.made)})
+            return _forward(run, number, step, lambda connection, _: {"tables": _create(run, connection, step)})
         case DropColumn():
             return _forward(run, number, step, lambda connection, half: _drop(connection, step, half))
         case RunStatements():
@@ -135,6 +130,16 @@ def _check(run: Run, number: int, step: CheckQueries) -> Result:
     )  # fmt: skip
 
 
+def _create(run: Run, connection: sa.Connection, step: CreateTables) -> int:
+    database = run.world.relational(step.connection)
+    try:
+        return changes.create(connection, step.made)
+    except database.errors as exc:
+        told = database.told(exc)
+        place = f"step {step.name}, {', '.join(step.tables)}"
+        raise type(told)(told.summary, f"{place}: {told.detail}", told.hint) from None
+
+
 def _drop(connection: sa.Connection, step: DropColumn, half: bool) -> Result:
     kept, definition = columns.drop(connection, step.table, step.column, step.key, step.undo, again=half)
     return {"rows": kept, "notes": definition}
@@ -199,6 +204,13 @@ def _stamp(run: Run, number: int, step: RecordSteps) -> Result:
     with record.working(run.world.relational(step.connection), me, replace=True) as connection:
         right = {one.step for one in record.entries(connection, me)
                  if one.status in ("done", "stamped") and wanted.get(one.step) == one.digest}  # fmt: skip
+        if done := sorted(
+            one.step for one in record.entries(connection, me) if one.status == "done" and one.step not in right
+        ):
+            raise Permanent(
+                "A step that a run has done would be forgotten", ", ".join(done),
+                "Look with: vecrun stamp JOB.yaml --dry-run. Nothing was changed",
+            )  # fmt: skip
         record.keep_only(connection, me, right)
         for name, digest in step.steps:
             if name not in right:

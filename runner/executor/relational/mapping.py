@@ -14,22 +14,25 @@ from runner import crash
 from runner.errors import Permanent
 from runner.executor import slices
 from runner.executor.flow import Moved, retried
-from runner.executor.relational.rows import Batch, RowReader, added, batch, cut, limit, source_of, totals
+from runner.executor.relational.rows import Batch, RowReader, added, batch, cut, limit, placed, source_of, totals
 from runner.executor.relational.rows import ciphers as ciphers_of
 from runner.executor.relational.working import ended, mine
 from runner.executor.slices import Done, Task
 from runner.ledger import Partition
-from runner.mapper import Mapped, Mapper, Problem
+from runner.mapper import Mapped, Mapper, Misfit, Problem
+from runner.mapping import Encrypted
 from runner.plan import MapRows, Place, UnmapRows
 from runner.points import KeyRange, PointId
-from runner.relational import record, rows, schema, undoing, written
+from runner.relational import changes, record, rows, schema, undoing, written
 from runner.relational.opened import RelationalDatabase
-from runner.relational.shape import Shape, shape
+from runner.relational.shape import Shape, shape, unique_columns
 from runner.vectors import Failure
 
 if TYPE_CHECKING:
     from runner.executor import Run
 
+#: Rows of a transaction in which SQLite copies (a tenth of a second), unless smaller ones are asked for.
+SQLITE_COPIES, MANY = 20_000, 1000
 #: What no row can be told apart by.
 NO_KEY = (type(None), list, dict)
 
@@ -37,6 +40,7 @@ NO_KEY = (type(None), list, dict)
 def ranges(run: Run, step: MapRows) -> list[KeyRange]:
     """The partition table. The tables that the step brings along are made first, in the transaction that says it has begun."""
     database, me = run.world.relational(step.connection), mine(run)
+    rows.refuse(database, step.map.from_)
     with record.working(database, me) as connection:
         begun = record.entry(connection, me, step.name) is not None
         if not begun:
@@ -67,7 +71,8 @@ def work(run: Run, number: int, step: MapRows, part: int, seconds: float) -> boo
             assert isinstance(item, Batch)
             crash.point(step.type, "before_write")
             prepared = doing.prepared(item)
-            made = retried(lambda: write(item, prepared), run.limits, run.stop)
+            with placed(step, item):
+                made = retried(lambda: write(item, prepared), run.limits, run.stop)
             crash.point(step.type, "after_write")
             failures = counts.add(prepared, made)
 
@@ -108,7 +113,7 @@ def unmap(run: Run, number: int, step: UnmapRows) -> dict[str, Any]:
                 removed = undoing.remove(connection, _made_in(connection, of), of.undo)
                 written.undo_table(of.undo).drop(connection)
             if of.make is not None:
-                schema.table_of(of.make, database.engine.dialect).drop(connection, checkfirst=True)
+                changes.remove(connection, [of.make])
             record.forget(connection, me, of.name)
         ended(connection, run, number, me)
     if removed.changed_since:
@@ -124,13 +129,23 @@ def copies(step: MapRows) -> bool:
 
 def unique_of(target: Shape, step: MapRows, into: int) -> tuple[str, ...]:
     """The columns that tell the rows of a table apart. Permanent when there are none."""
-    found = step.map.into[into].key or target.primary_key
-    if not found or not set(found) <= set(step.map.into[into].values):
+    found = unique_columns(target, step.map.into[into].key)
+    if missing := [name for name in found if name not in step.map.into[into].values]:
         raise Permanent(
-            "Rows of a table cannot be told apart", f"{target.name}: {', '.join(found) or 'no primary key'}",
+            "Rows of a table cannot be told apart", f"{target.name}: no value for {', '.join(missing)}",
             "Give `key`: columns that are unique together, with a value for each",
         )  # fmt: skip
     return found
+
+
+def misfits(step: MapRows, shapes: Sequence[Shape]) -> dict[tuple[int, str], Misfit]:
+    """What is looked at before a value goes into a column."""
+    return {
+        (number, name): found
+        for number, (into, target) in enumerate(zip(step.map.into, shapes, strict=True))
+        for name, value in into.values.items()
+        if not isinstance(value, Encrypted) and (found := written.misfit(target, name)) is not None
+    }
 
 
 class Copying:
@@ -141,7 +156,10 @@ class Copying:
         self.source, self.target = shape(database, step.map.from_), shape(database, step.map.into[0].table)
         self.columns = step.columns or {}
         self.unique = unique_of(self.target, step, 0)
-        self.size = step.map.batch_size if run.sample is None else min(step.map.batch_size, run.sample)
+        size = step.map.batch_size
+        if database.engine.dialect.name == "sqlite" and size >= MANY:  # its commits take longer than its rows
+            size = max(size, SQLITE_COPIES)
+        self.size = size if run.sample is None else min(size, run.sample)
 
     def pages(self, keys: KeyRange, after: PointId | None) -> Iterator[Batch]:
         """What is to be copied next."""
@@ -187,8 +205,8 @@ class Making:
 
     def __init__(self, run: Run, database: RelationalDatabase, step: MapRows) -> None:
         self.database, self.step = database, step
-        self.mapper = Mapper(step.map, ciphers_of(run))
         self.shapes = [shape(database, into.table) for into in step.map.into]
+        self.mapper = Mapper(step.map, ciphers_of(run), misfits(step, self.shapes))
         self.unique = [unique_of(target, step, number) for number, target in enumerate(self.shapes)]
         self.size = step.map.batch_size if run.sample is None else min(step.map.batch_size, run.sample)
 
@@ -241,13 +259,14 @@ class Prepared:
         first: list[dict[tuple[Any, ...], dict[str, Any]]] = [{} for _ in making.shapes]
         for key, mapped in found:
             for row in mapped.rows:
-                unique = tuple(row.values[name] for name in making.unique[row.into])
-                if bad := [
-                    n for n, one in zip(making.unique[row.into], unique, strict=True) if isinstance(one, NO_KEY)
-                ]:
+                names, target = making.unique[row.into], making.shapes[row.into]
+                unique = tuple(row.values[name] for name in names)
+                # what is kept of a row that may have to go again is JSON
+                no_key = NO_KEY if target.postgresql or not making.step.undo else (*NO_KEY, bytes)
+                if bad := [name for name, one in zip(names, unique, strict=True) if isinstance(one, no_key)]:
                     raise Permanent(
                         "A row that is made has no key",
-                        f"{making.step.map.from_} {key!r}: {making.shapes[row.into].name}.{bad[0]} is NULL, or a list",
+                        f"{making.step.map.from_} {key!r}: {target.name}.{bad[0]} is NULL, a list, or bytes",
                         "Add a rule that leaves such rows out",
                     )
                 first[row.into].setdefault(unique, row.values)
@@ -291,7 +310,7 @@ def _made_in(connection: sa.Connection, step: MapRows) -> list[tuple[Shape, tupl
     for number, into in reversed([*enumerate(step.map.into)]):
         described = schema.look(connection, into.table, count=False)
         if described is not None:
-            target = Shape(into.table, described, connection.dialect)
+            target = Shape(connection, into.table, described)
             unique = unique_of(target, step, number)
             found[into.table, unique] = (target, unique)
     return list(found.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from runner import crash
 from runner.ciphers import Cipher
-from runner.errors import Transient
+from runner.errors import Permanent, Transient
 from runner.executor.flow import MAX_DELAY, Moved
 from runner.kinds.sql_migration.spec import KEY
 from runner.ledger import Partition
 from runner.plan import EncryptColumns, MapRows, Place
 from runner.points import KeyRange, Payloads, PointBatch, PointId
 from runner.relational import rows
+from runner.relational.encrypting import changed_rows
 from runner.settings import Limits
 
 if TYPE_CHECKING:
@@ -28,15 +30,35 @@ Pages = Callable[[PointId | None], Iterator["Batch"]]
 
 @dataclass(frozen=True)
 class Batch(Moved):
-    """Rows of one page. A plain copy has none: its rows are those behind `after`, to `last`."""
+    """Rows of one page. A plain copy has none: its rows are those behind `after`, to `last`. `columns`: of each key, where they
+    are not the same."""
 
     page: Sequence[Mapping[str, Any]] = ()
     after: PointId | None = None
+    columns: Mapping[PointId, Sequence[str]] | None = None
 
 
-def batch(last: PointId, read: int, page: Sequence[Mapping[str, Any]] = (), after: PointId | None = None) -> Batch:
+def batch(
+    last: PointId, read: int, page: Sequence[Mapping[str, Any]] = (), after: PointId | None = None,
+    columns: Mapping[PointId, Sequence[str]] | None = None,
+) -> Batch:  # fmt: skip
     """A batch; no points are in it."""
-    return Batch(PointBatch([], {}, Payloads([])), [], last=last, read=read, page=page, after=after)
+    return Batch(PointBatch([], {}, Payloads([])), [], last=last, read=read, page=page, after=after, columns=columns)
+
+
+@contextlib.contextmanager
+def placed(step: MapRows | EncryptColumns, item: Batch) -> Iterator[None]:
+    """Errors of the database name the step, its tables and the keys of the batch."""
+    try:
+        yield
+    except (Permanent, Transient) as exc:
+        if type(exc) not in (Permanent, Transient):
+            raise
+        first = f"{item.page[0][step.key]!r} " if item.page else ""
+        tables = ", ".join(one for one in step.tables if one != step.undo)
+        place = f"step {step.name}, into {tables}, rows {first}to {item.last!r} of {source_of(step)[0]}"
+        told = type(exc)(exc.summary, f"{place}: {exc.detail}" if exc.detail else place, exc.hint)
+        raise told.with_traceback(exc.__traceback__) from None
 
 
 @dataclass(frozen=True)
@@ -70,7 +92,9 @@ class RowReader:
 
 def source_of(step: MapRows | EncryptColumns) -> tuple[str, str | None]:
     """(table whose rows are read, which of them)."""
-    return (step.map.from_, step.map.where) if isinstance(step, MapRows) else (step.table, None)
+    if isinstance(step, MapRows):
+        return step.map.from_, step.map.where
+    return step.table, None
 
 
 def batch_size(step: MapRows | EncryptColumns) -> int:
@@ -84,6 +108,8 @@ def cut(run: Run, step: MapRows | EncryptColumns) -> list[KeyRange]:
     table, where = source_of(step)
     several = database.engine.dialect.name != "sqlite" and not run.dry
     parts = min(run.hands, math.ceil(step.rows / batch_size(step))) if several else 1
+    if isinstance(step, EncryptColumns) and step.undoes and step.undo:
+        where = changed_rows(database.engine.dialect, step.key, step.undo)
     return rows.cut(database, table, step.key, where, parts)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
 from runner.kinds.sql_migration.spec import KEY
-from runner.plan import CheckQueries, OfDatabase, VerifyRows
-from runner.relational import record
+from runner.mapping import Encrypted
+from runner.plan import CheckQueries, CreateTables, EncryptColumns, MapRows, OfDatabase, VerifyRows
+from runner.relational import contents, record
 from runner.relational.record import Mine
 
 if TYPE_CHECKING:
@@ -38,6 +39,28 @@ def is_last(run: Run, number: int) -> bool:
 
 
 def ended(connection: sa.Connection, run: Run, number: int, me: Mine) -> None:
-    """After a change, in its transaction: the last one frees the database."""
+    """After a change, in its transaction: the last one frees the database, and keeps what stands in the tables that were made."""
     if is_last(run, number):
-        record.close(connection, me)
+        record.close(connection, me, _made(connection, run) if run.plan.purpose == "apply" else None)
+
+
+def _made(connection: sa.Connection, run: Run) -> dict[str, dict[str, Any]]:
+    """step -> {table: what stands in it}, of the steps that have made tables. What is encrypted is left out: with another key it
+    is the same."""
+    tables, encrypted = dict[str, tuple[str, ...]](), dict[str, set[str]]()
+    for step in run.plan.steps:
+        if isinstance(step, CreateTables):
+            tables[step.name] = step.tables
+        elif isinstance(step, MapRows):
+            if step.make is not None:
+                tables[step.name] = (step.make.name,)
+            for into in step.map.into:
+                names = [name for name, value in into.values.items() if isinstance(value, Encrypted)]
+                encrypted.setdefault(into.table, set()).update(names)
+        elif isinstance(step, EncryptColumns):
+            encrypted.setdefault(step.table, set()).update(step.columns)
+    seen = {
+        name: {one: contents.seen(connection, one, encrypted.get(one, ())) for one in made}
+        for name, made in tables.items()
+    }
+    return {name: {one: held for one, held in of.items() if held is not None} for name, of in seen.items()}

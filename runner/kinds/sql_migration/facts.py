@@ -21,7 +21,7 @@ def of_table(table: TableModel, ddl: Sequence[str]) -> list[Fact]:
     found += [Fact(label=f"  + {column.name}", after=_column(column)) for column in table.columns]
     found += [Fact(label=f"  + unique {', '.join(columns)}", after="no two rows alike") for columns in table.unique]
     found += [Fact(label=f"  + index on {', '.join(columns)}", after="made") for columns in table.indexes]
-    return found + _lines("  in SQL", ddl)
+    return found + _lines("  in SQL", [line for statement in ddl for line in statement.split("\n")])
 
 
 def of_backup(spec: BackUp, columns: Sequence[ColumnModel], rows: int) -> list[Fact]:

@@ -33,6 +33,12 @@ ASKED_LATER = "VI158"
 PIECEWISE = "VI159"
 FILLED = "VI160"
 BUSY = "VI161"
+NOTHING = "VI172"
+NO_TEXT = "VX267"
+UNREADABLE = "VX268"
+TOO_SHORT = "VX269"
+NOT_THERE = "VX270"
+DIFFERING = "VX271"
 
 
 def blocking(code: str, message: str, where: str) -> Notice:
@@ -59,7 +65,7 @@ def told(told: tuple[Told, ...], left: int, where: str, table: str) -> list[Noti
             case _:
                 found.append(Notice(code=NOT_MEANT, message=f"{one.message}: {what} of {table}, not meant", where=where))  # fmt: skip
     if left and sum(one.otherwise == "skip" for one in told) > 1:
-        message = f"in all {_rows(left)} of {table} would be left out, as a whole or in part"
+        message = f"altogether {_rows(left)} of {table} would be left out, as a whole or in part"
         found.append(Notice(code=LEFT_OUT, message=message, where=where))
     return found
 
@@ -82,8 +88,9 @@ def _named(one: Told) -> str:
 def loses(table: str, column: str, lost: int, undo: str, where: str, accepted: Mapping[str, str]) -> Notice:
     """A column whose values were not all used."""
     values = f"{lost:,} {'value' if lost == 1 else 'values'}"
+    gone = "it is" if lost == 1 else "they are"
     message = (
-        f"{table}.{column} is dropped, with {values} of rows that were left out: they are gone with {undo}, when the rollback "
+        f"{table}.{column} is dropped, with {values} of rows that were left out: {gone} gone with {undo}, when the rollback "
         "expires"
     )
     reason = accepted.get(LOSES, "")

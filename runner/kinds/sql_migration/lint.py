@@ -19,10 +19,16 @@ TAKES_AWAY = "VI145"
 GUESSABLE = "VI146"
 #: A name of `let` that nothing uses.
 UNUSED = "VI147"
+#: SQL that no transaction can hold.
+NEEDS_NONE = "VI175"
 _COMMENT = re.compile(r"--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'", re.DOTALL)
 _TAKES = re.compile(
     r"\b(drop\s+(?:table|schema|database)|truncate|delete\s+from|alter\s+table\s.+?\bdrop\b)",
     re.IGNORECASE | re.DOTALL,
+)
+
+_ALONE = re.compile(
+    r"\s*((?:create\s+(?:unique\s+)?index|drop\s+index|reindex\s+\w+)\s+concurrently|vacuum)\b", re.IGNORECASE
 )
 
 
@@ -39,6 +45,13 @@ def lint(spec: SqlMigrationSpec) -> list[Notice]:
 def _of_sql(step: StepSpec, where: str) -> Iterator[Notice]:
     if step.sql is None:
         return
+    if step.sql.transaction:
+        for field, given in (("forward", step.sql.forward), ("rollback", step.sql.rollback or ())):
+            for number, one in enumerate(given):
+                if match := _ALONE.match(_COMMENT.sub(" ", one.sql)):
+                    what = " ".join(match[1].upper().split())
+                    message = f"PostgreSQL does not run {what} in a transaction; say transaction: false"
+                    yield Notice(code=NEEDS_NONE, message=message, where=f"{where}.{field}.{number}")
     if step.sql.rollback is None:
         message = f"there is no way back from step {step.name}; give rollback, [] where there is nothing to undo"
         yield Notice(code=NO_WAY_BACK, message=message, where=where)

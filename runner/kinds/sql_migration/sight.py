@@ -79,6 +79,18 @@ class Sight:
         gone = {column for of, column in self._dropped if of == table}
         return [name for name in columns if name in gone or (name not in has and not self._unsure)]
 
+    def names(self, table: str) -> list[str]:
+        """Columns that a table has, or will have."""
+        if table in self.made:
+            return [column.name for column in self.made[table].columns]
+        described = self.described(table)
+        return [column.name for column in described.columns] if described is not None else []
+
+    def tables(self) -> list[str]:
+        """Names of tables, for one that is misspelt."""
+        with self.database.reading() as connection:
+            return [*self.made, *sa.inspect(connection).get_table_names()]
+
     def has(self, table: str, columns: Iterable[str]) -> bool:
         """Whether a table has these columns now."""
         described = self.described(table)
@@ -107,7 +119,10 @@ class Sight:
             if column is None:
                 raise Permanent("A column is not there before an earlier step is done", f"{table}.{name}", SPLIT)
             key = name in described.primary_key
-            columns.append(ColumnModel(name=name, sql_type=column.type, nullable=not key, primary_key=key))
+            kind = column.type
+            if self.dialect.name == "sqlite" and (not kind or kind.upper() == "ANY"):
+                kind = "BLOB"  # the one type of SQLite that changes no value
+            columns.append(ColumnModel(name=name, sql_type=kind, nullable=not key, primary_key=key))
         return tuple(columns)
 
     def primary_key(self, table: str) -> tuple[str, ...]:
@@ -131,6 +146,19 @@ class Sight:
         if wanted is None and len(primary) != 1:
             raise Permanent("A table has no primary key of one column", f"{table}: name a unique column as key")
         return wanted if wanted is not None else primary[0]
+
+    def refuse_heirs(self, table: str) -> None:
+        """Permanent when the rows of a table cannot be gone through by its key, as far as can be said."""
+        from runner.relational import rows
+
+        if table not in self.made and self.described(table) is not None:
+            rows.refuse(self.database, table)
+
+    def refuse_alike(self, table: str, key: tuple[str, ...]) -> None:
+        """Permanent when the database does not see to it that the rows of a table differ in these columns."""
+        from runner.relational.shape import shape, unique_columns
+
+        unique_columns(shape(self.database, table), key)
 
     def count(self, table: str, where: str | None = None) -> int:
         """Rows of a table as it is now; 0 where it is not there yet."""

@@ -13,7 +13,7 @@ from runner.kinds.sql_migration.checks import problems
 from runner.mapper import check_expressions
 from runner.mapping import Encrypted, Expectation, Identity, RowMap, TableModel, Word
 from runner.settings import Duration
-from runner.spec import Name, SpecModel, digest
+from runner.spec import Misplaced, Name, SpecModel, digest
 
 #: What the name of a key's connection begins with.
 KEY = "key:"
@@ -192,11 +192,13 @@ class SqlMigrationSpec(SpecModel):
         names = [step.name for step in self.steps]
         if doubled := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"two steps of one name: {', '.join(doubled)}")
+        for number, step in enumerate(self.steps):
+            if unknown := sorted(step.keys - {*self.keys}):
+                message = f"no such key: {', '.join(unknown)}; keys of the spec: {', '.join(self.keys) or 'none'}"
+                raise Misplaced(message, "steps", number, step.forms[0])
         used = {key for step in self.steps for key in step.keys}
-        if unknown := sorted(used - set(self.keys)):
-            raise ValueError(f"no such key: {', '.join(unknown)}; keys of the spec: {', '.join(self.keys) or 'none'}")
-        if idle := sorted(set(self.keys) - used):
-            raise ValueError(f"no step uses the key {', '.join(idle)}; leave it out")
+        if idle := sorted({*self.keys} - used):
+            raise Misplaced(f"no step uses the key {', '.join(idle)}; leave it out", "keys", idle[0])
         if found := [*problems(self.steps)]:
             raise ValueError("; ".join(found))
         return self

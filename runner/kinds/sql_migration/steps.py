@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
 
+from runner.ciphers import Cipher
 from runner.errors import Permanent
 from runner.kinds import Draft
-from runner.kinds.sql_migration import facts, findings
+from runner.kinds.sql_migration import facts, findings, values
 from runner.kinds.sql_migration.sight import Sight
 from runner.kinds.sql_migration.spec import KEY, BackUp, Drop, Encrypt, Rotate, Sql, SqlMigrationSpec, StepSpec
+from runner.kinds.sql_migration.standing import due, standing
 from runner.kinds.sql_migration.survey import Surveyed, survey
 from runner.mapper import Mapper
 from runner.mapping import Into, RowMap, TableModel
@@ -31,12 +33,9 @@ from runner.plan import (
     VerifyRows,
 )
 from runner.relational import COMMITS_DDL
-from runner.spec import digest
+from runner.spec import digest, meant
 from runner.state import State
 from runner.world import World
-
-if TYPE_CHECKING:
-    from runner.relational.record import Record
 
 #: What a step of the spec becomes, beside what is asked and compared around it.
 Doing = RunStatements | CreateTables | MapRows | EncryptColumns | DropColumn
@@ -55,7 +54,8 @@ def plan_steps(job: str, spec: SqlMigrationSpec, world: World, state: State, *, 
     database = world.relational(spec.connection)
     record = records.read(database, job)
     draft = Draft(retention=spec.retention or "")
-    draft.notices = standing(spec, record, {name: cipher.check for name, cipher in ciphers.items()})
+    known = {item.run for item in state.applied}
+    draft.notices = standing(spec, record, {name: cipher.check for name, cipher in ciphers.items()}, known)
     if any(item.blocking for item in draft.notices):
         return draft
     pending = due(spec, record)
@@ -63,70 +63,17 @@ def plan_steps(job: str, spec: SqlMigrationSpec, world: World, state: State, *, 
         return draft
     sight = Sight(database, spec.connection, f"{job}:{state.lineage}:{state.serial}", recorded=bool(record.entries))
     work = _Work(spec, sight, {item.code: item.reason for item in spec.accept}, pending)
+    work.ciphers = ciphers
     work.mappers = {step.name: Mapper(step.map, ciphers) for step in spec.steps if step.map is not None}
     for step in pending:
         draft.steps += work.steps(step)
     place = Place(connection=spec.connection, collection="")
-    shown = tuple(work.facts) or (Fact(label="steps", after="only checks"),)
+    only = "see the findings" if any(step.forms for step in pending) else "only checks"
+    shown = tuple(work.facts) or (Fact(label="steps", after=only),)
     draft.overview = [Overview(source=place, target=place, facts=shown)]
     draft.notices += [*work.found, *findings.plain_text(spec, pending, sight.undo)]
     draft.world = list(_observed(draft.steps, sight))
     return draft
-
-
-def standing(spec: SqlMigrationSpec, record: Record, checks: Mapping[str, str]) -> list[Notice]:
-    """What the record in the database says of the spec's steps. `checks`: key -> what tells it from others."""
-    found, claim = list[Notice](), record.claim
-    if claim is not None and claim.open:
-        found.append(findings.blocking(findings.HALF, findings.half(f"run {claim.run} is not through"), ""))
-    for job, run in record.others:
-        message = f"run {run} of job {job} works on this database, or did not come to its end; it is waited for"
-        found.append(Notice(code=findings.BUSY, message=message))
-    recorded = {entry.step: entry for entry in record.entries}
-    begun = [entry for entry in record.entries if entry.status == "begun"]
-    for entry in begun:
-        message = f"run {entry.run} has begun it and not come to its end"
-        found.append(findings.blocking(findings.HALF, findings.half(message), entry.step))
-    steps = {step.name: step for step in spec.steps if step.forms}
-    for name, entry in recorded.items():
-        step = steps.get(name)
-        if step is None:
-            message = f"it was applied by run {entry.run}, and the spec does not have it any more: put it back"
-            found.append(findings.blocking(findings.CHANGED, message, name))
-        elif step.digest != entry.digest:
-            message = (
-                f"it was applied by run {entry.run}, and says something else now: an applied step stays as it is. Put it back, "
-                "and add steps at the end; or roll the job back first"
-            )
-            found.append(findings.blocking(findings.CHANGED, message, name))
-    names = list(steps)
-    missing = [name for name in names if name not in recorded]
-    if later := [name for name in names[names.index(missing[0]) :] if name in recorded] if missing else []:
-        message = findings.half(f"it is not recorded, and {', '.join(later)} after it is: new steps come at the end")
-        found.append(findings.blocking(findings.HALF, message, missing[0]))
-    for name, check in checks.items():
-        if claim is not None and claim.keys.get(name, check) != check:
-            message = (
-                "it is another key than the one that what stands in the database was encrypted with. Put that one back; a new key "
-                "gets another name, and a step with rotate"
-            )
-            found.append(findings.blocking(findings.OTHER_KEY, message, f"key {name}"))
-    if recorded and not any(item.blocking for item in found):
-        runs = sorted({(str(entry.recorded)[:10], entry.run) for entry in record.entries})
-        by = ", ".join(f"run {run} on {day}" for day, run in runs)
-        done = [name for name in names if name in recorded]
-        rest = "Nothing is left to do" if not missing else "They are not done again"
-        message = f"steps recorded in the database: {', '.join(done)} ({by}). {rest}"
-        found.append(Notice(code=findings.RECORDED, message=message))
-    return found
-
-
-def due(spec: SqlMigrationSpec, record: Record) -> list[StepSpec]:
-    """The steps after the last recorded one; none when nothing that is recorded is left. Steps that only check go with those around them."""
-    recorded = {entry.step for entry in record.entries}
-    done = [number for number, step in enumerate(spec.steps) if step.name in recorded]
-    rest = list(spec.steps[done[-1] + 1 :] if done else spec.steps)
-    return rest if not done or any(step.forms for step in rest) else []
 
 
 def _observed(steps: list[Step], sight: Sight) -> Iterator[Observed]:
@@ -148,6 +95,20 @@ def _observed(steps: list[Step], sight: Sight) -> Iterator[Observed]:
         )  # fmt: skip
 
 
+def _makes(step: StepSpec) -> list[str]:
+    """Tables that a step of the spec makes."""
+    return [table.name for table in step.create_tables or ()] + ([step.back_up.to] if step.back_up is not None else [])
+
+
+def _read(column: str) -> str:
+    """The expression for a column of a row."""
+    return (
+        f"row.{column}"
+        if column.isidentifier() and column.isascii()
+        else f"row[{json.dumps(column, ensure_ascii=False)}]"
+    )
+
+
 class _Work:
     """Goes through the steps of a spec in their order, and collects findings and facts."""
 
@@ -156,6 +117,9 @@ class _Work:
     ) -> None:
         self.spec, self.sight, self.accepted, self.pending = spec, sight, accepted, pending
         self.mappers: dict[str, Mapper] = {}
+        self.ciphers: dict[str, Cipher] = {}
+        made = [name for step in pending for name in _makes(step)]
+        self._by_hand = any(sight.described(name) is not None for name in made)  # what the steps make is there, in part
         self.found: list[Notice] = []
         self.facts: list[Fact] = []
         self.seen: dict[str, Surveyed] = {}  # step -> what a survey found
@@ -209,6 +173,13 @@ class _Work:
         """Something is there that should not be, or the other way round."""
         notice = findings.unknown(what, recorded=self.sight.recorded)
         self.found.append(notice.model_copy(update={"where": where}))
+
+    def _lacks(self, what: str, where: str, near: str) -> None:
+        """Something is not there: misspelt, or taken away by somebody who has done the steps by hand."""
+        if self._by_hand or self.sight.recorded:
+            self._amiss(what, where)
+        else:
+            self._refuse(f"{what}. {near}".rstrip(" ."), where, findings.NOT_THERE)
 
     def _ask(self, step: StepSpec) -> None:
         """Prerequisites, as far as they can be asked before the steps in front of them are done."""
@@ -276,14 +247,15 @@ class _Work:
             self._amiss(f"table {spec.to} exists already", of["name"])
         if not self._readable(spec.table, spec.columns, of["name"]):
             return
+        self.sight.refuse_heirs(spec.table)
         columns = self.sight.columns(spec.table, spec.columns)
         key = self.sight.key(spec.table, None)
-        values = {column.name: f"row.{column.name}" for column in columns}
+        read = {column.name: _read(column.name) for column in columns}
         make = TableModel(name=spec.to, columns=columns)
         rows = RowMap.model_validate(
             {
                 "from": spec.table, "key": key, "where": spec.where, "batch_size": spec.batch_size,
-                "into": [Into.model_validate({"table": spec.to, "values": values})],
+                "into": [Into.model_validate({"table": spec.to, "values": read})],
             }
         )  # fmt: skip
         count = self.sight.count(spec.table, spec.where)
@@ -297,6 +269,7 @@ class _Work:
             self._writable(into, step.name)
         if not self._readable(spec.from_, mapper.columns or (), step.name):
             return
+        self.sight.refuse_heirs(spec.from_)
         older = [into.table for into in spec.into if into.table not in self.sight.made]
         undo = self.sight.new_undo(older[0], step.name) if older else ""
         key = self.sight.key(spec.from_, spec.key)
@@ -305,6 +278,10 @@ class _Work:
             found = self._survey(step, made, mapper)
             self.facts += facts.of_rows(made, found)
             self.found += findings.told(found.told, found.left, step.name, spec.from_)
+            for table, (count, first) in found.differing.items():
+                more = f" and {count - len(first):,} more" if count > len(first) else ""
+                message = f"{count:,} rows of {table} would be made with one key and different values, of which one would stay: {spec.from_} {', '.join(first)}{more}. Choose another key, or let a rule leave rows out"
+                self._refuse(message, step.name, findings.DIFFERING)
             yield made.model_copy(
                 update={"rows": found.rows, "made": found.made, "told": found.told, "left_out": found.left}
             )
@@ -335,13 +312,44 @@ class _Work:
             return
         key, count = self.sight.key(spec.table, spec.key_column), self.sight.count(spec.table)
         self.facts += facts.of_encryption(spec.table, spec.columns, before, after, count)
+        self.sight.refuse_heirs(spec.table)
+        if self.sight.is_seen(spec.table, spec.columns):
+            self._values(spec.table, key, spec.columns, of["name"], before=before, after=after)
         yield EncryptColumns.model_validate(
             of
             | {
                 "table": spec.table, "key": key, "columns": spec.columns, "before": before, "after": after, "rows": count,
-                "batch_size": spec.batch_size,
+                "batch_size": spec.batch_size, "undo": self.sight.new_undo(spec.table, of["name"]),
             }
         )  # fmt: skip
+
+    def _values(self, table: str, key: str, columns: tuple[str, ...], where: str, *, before: str, after: str) -> None:
+        """Every value is looked at: what is refused is refused before anything is changed."""
+        if odd := values.no_texts(self.sight.database, table, columns):
+            self._refuse(
+                f"{table}.{', '.join(odd)} is no text: what is encrypted is stored as text", where, findings.NO_TEXT
+            )
+            return
+        old, new = self.ciphers.get(before), self.ciphers[after]
+        found = values.look(self.sight.database, table, key, columns, old, new)
+        self.facts.append(Fact(label="  values", before=f"{found.values:,}", after=found.said(after)))
+        if found.odd or found.unreadable:
+            more = found.odd + found.unreadable - len(found.named)
+            named = ", ".join(found.named) + (f" and {more:,} more" if more > 0 else "")
+            what = (
+                "cannot be encrypted, as no text stands there" if found.odd else f"neither {before} nor {after} opens"
+            )
+            number = found.odd or found.unreadable
+            message = f"{number:,} {'value' if number == 1 else 'values'} of {table} that {what}: {'key' if number == 1 else 'keys'} {named}"
+            self._refuse(message, where, findings.UNREADABLE)
+        elif not found.todo:
+            self._tell(findings.NOTHING, f"no value of {table} has to be changed: {found.said(after)}", where)
+        described = self.sight.described(table)
+        for column in described.columns if described is not None and self.sight.dialect.name != "sqlite" else ():
+            room = values.room(column.type) if column.name in columns else None
+            if room is not None and found.todo and room < (needed := values.length(new, found.longest)):
+                message = f"{table}.{column.name} is {column.type}, and what is encrypted takes up to {needed:,} characters: make it longer in a step before"
+                self._refuse(message, where, findings.TOO_SHORT)
 
     def _drop(self, spec: Drop, of: dict[str, str]) -> Iterator[Doing]:
         from runner.relational import changes
@@ -399,16 +407,20 @@ class _Work:
     def _readable(self, table: str, columns: tuple[str, ...], where: str) -> bool:
         """Whether a table and its columns are there when a step comes to them, as far as can be said."""
         if not self.sight.comes(table):
-            self._amiss(f"table {table} is missing", where)
+            self._lacks(f"table {table} is missing", where, meant(table, self.sight.tables()))
             return False
         if missing := self.sight.lacks(table, columns):
-            self._amiss(f"{table} has no column {', '.join(missing)}", where)
+            there = self.sight.names(table)
+            near = "; ".join(filter(None, (meant(missing[0], there), f"it has {', '.join(there)}")))
+            self._lacks(f"{table} has no column {', '.join(missing)}", where, near)
             return False
         return True
 
     def _writable(self, into: Into, where: str) -> None:
         if self._readable(into.table, tuple(into.values), where) and into.table not in self.sight.made:
             described = self.sight.described(into.table)
+            if described is not None and not self.sight.changed:
+                self.sight.refuse_alike(into.table, into.key)
             if described is not None and described.rows:
                 message = (
                     f"{into.table} holds {described.rows:,} rows already: a row of the same key stays as it is, and is compared; a "

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 #: Rows that are read at once.
 PAGE = 1_000
+_SEEN = """INSERT INTO seen (of, name, held, odd) VALUES (?1, ?2, ?3, '')
+ON CONFLICT (of, name) DO UPDATE SET odd = ?4 WHERE odd = '' AND held <> excluded.held"""
 #: Keys that are named under a rule.
 NAMED = 20
 
@@ -35,6 +37,8 @@ class Surveyed:
     told: tuple[Told, ...] = ()
     left: int = 0
     used: dict[str, int] = field(default_factory=dict)
+    #: table -> (rows that are one by their key and have different values, keys of the first rows that they are made of)
+    differing: dict[str, tuple[int, tuple[str, ...]]] = field(default_factory=dict)
 
 
 @dataclass
@@ -60,22 +64,28 @@ def survey(
             database, step.map.from_, step.key, tuple(columns), step.map.where, KeyRange(), None, PAGE
         )
         for page in pages:
-            told_apart = list[tuple[int, bytes]]()
+            told_apart = list[tuple[int, bytes, bytes, str]]()
             for row in page:
                 mapped = mapper.apply(row)
                 found.rows += 1
                 for one in mapped.rows:
                     table = into[one.into].table
                     items[table] += 1
-                    told_apart.append((tables.index(table), _name(one.values, keys.get(table, ()), found.rows, items)))
+                    name = _name(one.values, keys.get(table, ()), found.rows, items)
+                    told_apart.append((tables.index(table), name, _held(one.into, one.values), str(row[step.key])))
                 _count(counts, mapped.problems, str(row[step.key]))
                 if any(problem.otherwise == "skip" for problem in mapped.problems):
                     found.left += 1
                     continue
                 for column in watched:
                     found.used[column] += row[column] is not None
-            distinct.executemany("INSERT OR IGNORE INTO seen VALUES (?, ?)", told_apart)
+            distinct.executemany(_SEEN, told_apart)
         there = dict(distinct.execute("SELECT of, count(*) FROM seen GROUP BY of").fetchall())
+        for number, table in enumerate(tables):
+            query = "SELECT count(*) OVER (), odd FROM seen WHERE of = ? AND odd <> '' ORDER BY odd LIMIT ?"
+            odd = distinct.execute(query, (number, NAMED)).fetchall()
+            if odd:
+                found.differing[table] = (odd[0][0], tuple(name for _count, name in odd))
     found.made = tuple(
         Made(table=table, items=items[table], distinct=there.get(number, 0)) for number, table in enumerate(tables)
     )
@@ -108,6 +118,11 @@ def _name(values: Mapping[str, Any], key: tuple[str, ...], row: int, items: Mapp
     return hashlib.blake2b(_ENCODER.encode(parts).encode(), digest_size=16).digest()
 
 
+def _held(into: int, values: Mapping[str, Any]) -> bytes:
+    """The same bytes for rows with the same values, made by the same entry of `into`."""
+    return hashlib.blake2b(_ENCODER.encode([into, {**values}]).encode(), digest_size=16).digest()
+
+
 def _plain(value: Any) -> str:
     return str(value.plain) if isinstance(value, Secret) else str(value)
 
@@ -120,7 +135,9 @@ def _distinct() -> Iterator[sqlite3.Connection]:
     connection = sqlite3.connect("", isolation_level=None)  # a temporary file
     try:
         connection.execute("PRAGMA synchronous=OFF")
-        connection.execute("CREATE TABLE seen (of INTEGER, name BLOB, PRIMARY KEY (of, name)) WITHOUT ROWID")
+        connection.execute(
+            "CREATE TABLE seen (of INTEGER, name BLOB, held BLOB, odd TEXT, PRIMARY KEY (of, name)) WITHOUT ROWID"
+        )
         yield connection
     finally:
         connection.close()
