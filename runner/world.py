@@ -6,7 +6,7 @@ A planner gets stores that refuse writes, a dry run stores that discard them; on
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from runner.backups import BackupConfig
@@ -40,9 +40,10 @@ class World:
 
     def __init__(
         self, settings: Settings, mode: Mode, inline: Mapping[str, dict[str, Any]] | None = None,
-        ledger: Records | None = None,
+        ledger: Records | None = None, say: Callable[[str], None] = lambda _line: None,
     ) -> None:  # fmt: skip
         self.settings, self.mode, self.inline, self.ledger = settings, mode, dict(inline or {}), ledger
+        self.say = say  # tells what takes long
         self._open: dict[str, Store | Database | Postgres | Embedder | Objects] = {}
         self._ciphers: dict[str, Cipher] = {}
         self._lock = threading.RLock()  # a store of backups opens the storage that they are in

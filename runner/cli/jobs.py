@@ -85,7 +85,7 @@ def plan(
 
     if out is not None and out.suffix != ".json":
         raise click.UsageError(f"-o {out}: a plan is saved as NAME.json, and NAME.md beside it")
-    made = commands.plan(context, job, unpin=unpin)
+    made = commands.plan(context, job, unpin=unpin, say=say)
     _show_holders(context, made)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -195,7 +195,7 @@ def apply(
         click.echo(f"Going on with run {row['run']} ({row['purpose']}, {row['status']}).", err=True)
         resume_run(context, job.name, as_json, operator=False, detach=detach, wait=wait)
         return
-    made = commands.plan(context, what, unpin=unpin)
+    made = commands.plan(context, what, unpin=unpin, say=say)
     if not as_json:
         show_plan(made, "text")
     commands.refuse_blocked(made)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from runner import planner
@@ -9,11 +10,11 @@ from runner.commands.context import Context, job_name, load
 from runner.plan import Plan
 
 
-def plan(context: Context, path: Path, *, unpin: bool = False) -> Plan:
-    """The plan of a job file. Changes nothing anywhere."""
+def plan(context: Context, path: Path, *, unpin: bool = False, say: Callable[[str], None] = lambda _line: None) -> Plan:
+    """The plan of a job file; `say` is told what takes long. Changes nothing anywhere."""
     job = load(context, path)
     with context.ledger(reading=True) as ledger:
-        return planner.build(job, context.settings, ledger, context.states, unpin=unpin)
+        return planner.build(job, context.settings, ledger, context.states, unpin=unpin, say=say)
 
 
 def plan_rollback(context: Context, job: str, *, discard_new_points: bool = False) -> Plan:

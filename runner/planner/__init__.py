@@ -5,6 +5,8 @@ A job that is applied and unchanged gets a plan without steps; what moved since 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from runner import __version__
 from runner.errors import LockHeld, VecrunError
 from runner.kinds import Draft, kind_module
@@ -58,13 +60,16 @@ FAILED = "VB107"
 ROLLED_BACK = "VX304"
 
 
-def build(job: Job, settings: Settings, ledger: Ledger, states: States, *, unpin: bool = False) -> Plan:
-    """The plan of a job. Raises when a run of it is unfinished: that has to be resumed or rolled back first."""
+def build(
+    job: Job, settings: Settings, ledger: Ledger, states: States, *, unpin: bool = False,
+    say: Callable[[str], None] = lambda _line: None,
+) -> Plan:  # fmt: skip
+    """The plan of a job; `say` is told what takes long. Raises when a run of it is unfinished: that has to be resumed or rolled back first."""
     refuse_unfinished(ledger, job.name)
     state = states.load(job.name)
     module = kind_module(job.kind)
     named, inline = module.connections(job.spec)
-    with World(settings, "read", inline, ledger) as world:
+    with World(settings, "read", inline, ledger, say) as world:
         draft, moved, wanted = Draft(), tuple[str, ...](), spec_digest(job, world)
         if state.status == "applied" and state.spec_digest == wanted and module.recurring(job.spec):
             draft = module.plan_steps(job.name, job.spec, world, state, applied=True)

@@ -128,6 +128,7 @@ def _unencrypted(name: str, coded: Encrypt | Rotate, world: World, connection: s
     """Columns whose values are not encrypted with the key that a step says. `later` as for `_asked`."""
     from runner.kinds.sql_migration import values
     from runner.kinds.sql_migration.spec import KEY, Rotate
+    from runner.kinds.sql_migration.survey import Telling
     from runner.relational import rows
 
     table = described(world, Place(connection=connection, collection=coded.table))
@@ -138,7 +139,8 @@ def _unencrypted(name: str, coded: Encrypt | Rotate, world: World, connection: s
         return
     after = coded.to if isinstance(coded, Rotate) else coded.key
     database, key = world.relational(connection), rows.key_column(table, coded.key_column)
-    found = values.look(database, coded.table, key, coded.columns, None, world.cipher(KEY + after))
+    tell = Telling(world.say, coded.table, int(table.rows))
+    found = values.look(database, coded.table, key, coded.columns, None, world.cipher(KEY + after), tell)
     if left := found.values - found.after:
         message = f"{left:,} of {found.values:,} values of {coded.table} are not encrypted with {after}"
         yield Notice(code=NOT_ASKED if later else UNMET, message=message, where=name, blocking=not later)

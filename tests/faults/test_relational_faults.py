@@ -105,7 +105,8 @@ def test_a_process_that_slept_beyond_its_lease_writes_nothing_more(world: World)
         before = world.truth.relations.dump()
         status, said = wake(process)
         assert status == 11, said
-        assert "lost its lock" in said
+        # the ledger's lease and the record in the database both say so: what it meets first depends on where it slept
+        assert "lost its lock" in said or "replaced by another" in said
         assert world.truth.relations.dump() == before
     assert world.vecrun(directory, *ROLLBACK)[0] == 0
     assert world.is_old()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from runner.ciphers import Cipher
 from runner.errors import Permanent
@@ -12,7 +12,7 @@ from runner.kinds.sql_migration import facts, findings, values
 from runner.kinds.sql_migration.sight import Sight
 from runner.kinds.sql_migration.spec import KEY, BackUp, Drop, Encrypt, Rotate, Sql, SqlMigrationSpec, StepSpec
 from runner.kinds.sql_migration.standing import due, standing
-from runner.kinds.sql_migration.survey import Surveyed, survey
+from runner.kinds.sql_migration.survey import Surveyed, Telling, survey
 from runner.mapper import Mapper
 from runner.mapping import Into, RowMap, TableModel
 from runner.plan import (
@@ -63,7 +63,7 @@ def plan_steps(job: str, spec: SqlMigrationSpec, world: World, state: State, *, 
         return draft
     sight = Sight(database, spec.connection, f"{job}:{state.lineage}:{state.serial}", recorded=bool(record.entries))
     work = _Work(spec, sight, {item.code: item.reason for item in spec.accept}, pending)
-    work.ciphers = ciphers
+    work.ciphers, work.say = ciphers, world.say
     work.mappers = {step.name: Mapper(step.map, ciphers) for step in spec.steps if step.map is not None}
     for step in pending:
         draft.steps += work.steps(step)
@@ -118,11 +118,16 @@ class _Work:
         self.spec, self.sight, self.accepted, self.pending = spec, sight, accepted, pending
         self.mappers: dict[str, Mapper] = {}
         self.ciphers: dict[str, Cipher] = {}
+        self.say: Callable[[str], None] = lambda _line: None
         made = [name for step in pending for name in _makes(step)]
         self._by_hand = any(sight.described(name) is not None for name in made)  # what the steps make is there, in part
         self.found: list[Notice] = []
         self.facts: list[Fact] = []
         self.seen: dict[str, Surveyed] = {}  # step -> what a survey found
+
+    def tell(self, table: str) -> Telling:
+        """How far a table was read."""
+        return Telling(self.say, table, self.sight.count(table))
 
     def steps(self, step: StepSpec) -> list[Step]:
         """The plan's steps for one of the spec."""
@@ -304,7 +309,9 @@ class _Work:
             ]
             columns = there if mapper.columns is None else dict.fromkeys((made.key, *mapper.columns, *watched))
             keys = {into.table: into.key or self.sight.primary_key(into.table) for into in made.map.into}
-            self.seen[step.name] = survey(self.sight.database, made, mapper, tuple(columns), watched, keys)
+            self.seen[step.name] = survey(
+                self.sight.database, made, mapper, tuple(columns), watched, keys, self.tell(table)
+            )
         return self.seen[step.name]
 
     def _encrypt(self, spec: Encrypt | Rotate, of: dict[str, str], *, before: str, after: str) -> Iterator[Doing]:
@@ -331,7 +338,7 @@ class _Work:
             )
             return
         old, new = self.ciphers.get(before), self.ciphers[after]
-        found = values.look(self.sight.database, table, key, columns, old, new)
+        found = values.look(self.sight.database, table, key, columns, old, new, self.tell(table))
         self.facts.append(Fact(label="  values", before=f"{found.values:,}", after=found.said(after)))
         if found.odd or found.unreadable:
             more = found.odd + found.unreadable - len(found.named)

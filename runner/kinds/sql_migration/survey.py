@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -20,12 +21,33 @@ from runner.points import KeyRange
 if TYPE_CHECKING:
     from runner.documents.database import Database
 
+Page = list[dict[str, Any]]
+
 #: Rows that are read at once.
 PAGE = 1_000
+#: Seconds after which it is told how far a table was read.
+TOLD_SECONDS = 5.0
 _SEEN = """INSERT INTO seen (of, name, held, odd) VALUES (?1, ?2, ?3, '')
 ON CONFLICT (of, name) DO UPDATE SET odd = ?4 WHERE odd = '' AND held <> excluded.held"""
 #: Keys that are named under a rule.
 NAMED = 20
+
+
+class Telling:
+    """Says every few seconds how far a table was read; of a quick one nothing."""
+
+    def __init__(self, say: Callable[[str], None], table: str, rows: int) -> None:
+        self.say, self.table, self.rows = say, table, rows
+
+    def __call__(self, pages: Iterable[Page]) -> Iterator[Page]:
+        """The same pages."""
+        read, last = 0, time.monotonic()
+        for page in pages:
+            yield page
+            read += len(page)
+            if (now := time.monotonic()) - last > TOLD_SECONDS:
+                last = now
+                self.say(f"reading {self.table}: {read:,} of {self.rows:,} rows")
 
 
 @dataclass
@@ -50,7 +72,7 @@ class _Count:
 
 def survey(
     database: Database, step: MapRows, mapper: Mapper, columns: Sequence[str], watched: Sequence[str],
-    keys: Mapping[str, tuple[str, ...]],
+    keys: Mapping[str, tuple[str, ...]], tell: Telling,
 ) -> Surveyed:  # fmt: skip
     """Read the rows of a step in the order of its key. `columns`: that are read; `watched`: whose values are counted in rows
     of which nothing is left out; `keys`: table -> columns that tell its rows apart (none: each row is one)."""
@@ -63,7 +85,7 @@ def survey(
         pages = reading.pages(
             database, step.map.from_, step.key, tuple(columns), step.map.where, KeyRange(), None, PAGE
         )
-        for page in pages:
+        for page in tell(pages):
             told_apart = list[tuple[int, bytes, bytes, str]]()
             for row in page:
                 mapped = mapper.apply(row)

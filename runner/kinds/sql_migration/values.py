@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from runner.ciphers import Cipher
+from runner.kinds.sql_migration.survey import Telling
 from runner.points import KeyRange
 
 if TYPE_CHECKING:
@@ -54,15 +55,16 @@ class Looked:
 
 
 def look(
-    database: Database, table: str, key: str, columns: Sequence[str], before: Cipher | None, after: Cipher
-) -> Looked:
+    database: Database, table: str, key: str, columns: Sequence[str], before: Cipher | None, after: Cipher,
+    tell: Telling,
+) -> Looked:  # fmt: skip
     """Read the columns of a table in the order of its key."""
     from runner.relational import rows
     from runner.relational.encrypting import own
 
     found = Looked()
     names = tuple(dict.fromkeys((key, *columns)))
-    for page in rows.pages(database, table, key, names, None, KeyRange(), None, PAGE):
+    for page in tell(rows.pages(database, table, key, names, None, KeyRange(), None, PAGE)):
         for row in page:
             wrong = False
             for column in columns:
