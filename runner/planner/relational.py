@@ -194,8 +194,23 @@ def hindrances(
             found += _kept(step.connection, step.undo, step.name, world)
     for step in steps:
         if isinstance(step, EncryptColumns):
-            found += _with_keys(step, state.job, world)
+            found += [*_with_keys(step, state.job, world), *_rowless(step, world)]
     return found
+
+
+def _rowless(step: EncryptColumns, world: World) -> Iterator[Notice]:
+    """Values that the run has changed and whose row is found no more under its key."""
+    from runner.relational import encrypting
+
+    places = [Place(connection=step.connection, collection=name) for name in (step.table, step.undo)]
+    if step.undo and all(described(world, place) is not None for place in places):
+        lost = encrypting.without_row(world.relational(step.connection), step.table, step.key, step.undo)
+        if lost:
+            message = (
+                f"{lost:,} {'value' if lost == 1 else 'values'} that the run has changed {'has' if lost == 1 else 'have'} no row any "
+                f"more: it is gone, or its key was changed, and then what it holds stays encrypted. {step.undo} lists the keys"
+            )
+            yield Notice(code=ROWLESS, message=message, where=str(places[0]))
 
 
 def _with_keys(step: EncryptColumns, job: str, world: World) -> Iterator[Notice]:

@@ -15,6 +15,7 @@ import orjson
 import sqlalchemy as sa
 
 from runner.ciphers import Cipher
+from runner.documents.database import Database
 from runner.errors import Permanent, Transient
 from runner.points import PointId
 from runner.relational import column, execute, quoted
@@ -188,6 +189,15 @@ def make_undo(connection: sa.Connection, shape: Shape, key: str, undo: str) -> N
 def changed_rows(dialect: sa.Dialect, key: str, undo: str) -> str:
     """A condition: rows that are listed in the undo table."""
     return f"{column(dialect, key)} IN (SELECT row_key FROM {quoted(dialect, undo)})"  # noqa: S608
+
+
+def without_row(database: Database, table: str, key: str, undo: str) -> int:
+    """Values that are listed in the undo table and whose row is not there any more: they would stay as they are."""
+    dialect = database.engine.dialect
+    t, u, k = quoted(dialect, table), quoted(dialect, undo), column(dialect, key)
+    query = f"SELECT count(*) FROM {u} u WHERE NOT EXISTS (SELECT 1 FROM {t} t WHERE t.{k} = u.row_key)"  # noqa: S608
+    with database.reading() as connection:
+        return int(execute(connection, query).scalar_one())
 
 
 def changed_columns(

@@ -16,7 +16,7 @@ from runner.errors import NotFound, Permanent
 from runner.points import KeyRange, PointId
 from runner.relational import quoted
 from runner.relational.schema import Described, Native
-from runner.relational.shape import INCOMPARABLE, Shape, shape
+from runner.relational.shape import Shape, shape
 
 #: Tables that inherit from one that is not partitioned.
 _HEIRS = """
@@ -221,8 +221,8 @@ def _told(value: Any, table: str, key: str) -> PointId:
 
 
 def _comparable(at: Shape, column: sa.ColumnElement[Any], name: str) -> sa.ColumnElement[Any]:
-    if at.postgresql and at.base[name] in INCOMPARABLE:
-        return sa.cast(column, postgresql.JSONB if at.is_json(name) else sa.Text)
+    if at.postgresql and not at.is_comparable(name):
+        return sa.cast(column, sa.Text)
     return column
 
 

@@ -14,7 +14,7 @@ from runner.relational import quoted, schema
 from runner.relational.schema import Described, Native
 
 JSON = ("json", "jsonb")
-#: Types of PostgreSQL without an equality.
+#: Types of PostgreSQL without an equality; nor have arrays of them.
 INCOMPARABLE = ("json", "xml", "point")
 #: Types of PostgreSQL that its client gives as they are. Others are read as their text, which gives the same value again:
 #: as Python's, some would be another (infinity, years before Christ, intervals, the bounds of arrays).
@@ -69,6 +69,10 @@ class Shape:
 
     def is_json(self, column: str) -> bool:
         return self.base[column] in JSON
+
+    def is_comparable(self, column: str) -> bool:
+        """Whether the database has an equality for it. Elsewhere the texts of values are compared."""
+        return self.base[column].rstrip("[]") not in INCOMPARABLE
 
     def is_text(self, column: str) -> bool:
         """Whether text is kept there as it is: char(n) fills it up, and a domain may refuse it."""

@@ -22,7 +22,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite as sqlite_dialect
 
 from runner.expressions import is_json
-from runner.relational.shape import INCOMPARABLE, Shape
+from runner.relational.shape import Shape
 
 #: A name that no column of a user has.
 NUMBER = "vecrun_n"
@@ -297,16 +297,14 @@ def _given(target: Shape, name: str) -> str:
 
 
 def _comparable(target: Shape, name: str, column: str) -> str:
-    if target.base[name] in INCOMPARABLE:
-        return f"({column})::{'jsonb' if target.is_json(name) else 'text'}"
-    return column
+    return column if target.is_comparable(name) else f"({column})::text"
 
 
-def misfit(target: Shape, name: str) -> Callable[[Any], str] | None:
+def misfit(dialect: str, *, is_json: bool) -> Callable[[Any], str] | None:
     """What says why a value cannot be in a column (empty: it can be), where a database would not say it of one row."""
-    if target.postgresql:
-        return _no_json if target.is_json(name) else None
-    return _too_long if target.dialect.name == "sqlite" else None
+    if dialect == "postgresql":
+        return _no_json if is_json else None
+    return _too_long if dialect == "sqlite" else None
 
 
 def _no_json(value: Any) -> str:

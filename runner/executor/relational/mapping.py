@@ -144,7 +144,8 @@ def misfits(step: MapRows, shapes: Sequence[Shape]) -> dict[tuple[int, str], Mis
         (number, name): found
         for number, (into, target) in enumerate(zip(step.map.into, shapes, strict=True))
         for name, value in into.values.items()
-        if not isinstance(value, Encrypted) and (found := written.misfit(target, name)) is not None
+        if not isinstance(value, Encrypted)
+        and (found := written.misfit(target.dialect.name, is_json=target.is_json(name))) is not None
     }
 
 

@@ -53,9 +53,12 @@ def told(told: tuple[Told, ...], left: int, where: str, table: str) -> list[Noti
         what = _items(one)
         match one.otherwise:
             case "fail":
-                message = (
-                    f"{one.message}: {what} of {table}, {_named(one)}. Mend them, or let the rule say otherwise: skip"
+                way = (
+                    "say malformed: skip"
+                    if "cannot be computed (" in one.message
+                    else "let the rule say otherwise: skip"
                 )
+                message = f"{one.message}: {what} of {table}, {_named(one)}. Mend them, or {way}"
                 found.append(blocking(RULE, message, where))
             case "skip":
                 message = (

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from runner.documents.database import Database
     from runner.relational.schema import Described
 
+#: Types of columns whose values are JSON.
+JSON = ("json", "jsonb")
 #: The way out where a plan cannot see what a step is going to find.
 SPLIT = "Apply the steps before it first, then add it at the end"
 
@@ -124,6 +126,17 @@ class Sight:
                 kind = "BLOB"  # the one type of SQLite that changes no value
             columns.append(ColumnModel(name=name, sql_type=kind, nullable=not key, primary_key=key))
         return tuple(columns)
+
+    def is_json(self, table: str, name: str) -> bool:
+        """Whether a column holds JSON, as far as can be said."""
+        if table in self.made:
+            return any(
+                one.name == name and (one.type or one.sql_type or "").lower() in JSON
+                for one in self.made[table].columns
+            )
+        described = self.described(table)
+        column = described.column(name) if described is not None else None
+        return column is not None and column.type.lower() in JSON
 
     def primary_key(self, table: str) -> tuple[str, ...]:
         """Columns of the primary key; none where the table is not known yet."""

@@ -13,8 +13,8 @@ from runner.kinds.sql_migration.sight import Sight
 from runner.kinds.sql_migration.spec import KEY, BackUp, Drop, Encrypt, Rotate, Sql, SqlMigrationSpec, StepSpec
 from runner.kinds.sql_migration.standing import due, standing
 from runner.kinds.sql_migration.survey import Surveyed, Telling, survey
-from runner.mapper import Mapper
-from runner.mapping import Into, RowMap, TableModel
+from runner.mapper import Mapper, Misfit
+from runner.mapping import Encrypted, Into, RowMap, TableModel
 from runner.plan import (
     CheckQueries,
     CreateTables,
@@ -269,7 +269,7 @@ class _Work:
         yield MapRows.model_validate(of | {"map": rows, "key": key, "make": make, "rows": count, "made": made})
 
     def _map(self, step: StepSpec, spec: RowMap, of: dict[str, str]) -> Iterator[Doing]:
-        mapper = self.mappers[step.name]
+        mapper = self.mappers[step.name] = Mapper(spec, self.ciphers, self._misfits(spec))
         for into in spec.into:
             self._writable(into, step.name)
         if not self._readable(spec.from_, mapper.columns or (), step.name):
@@ -295,6 +295,18 @@ class _Work:
         self._tell(findings.UNSEEN, message, step.name)
         self.facts.append(Fact(label=f"rows of {', '.join(dict.fromkeys(i.table for i in spec.into))}", after=f"made from {spec.from_}"))  # fmt: skip
         yield made
+
+    def _misfits(self, spec: RowMap) -> dict[tuple[int, str], Misfit]:
+        """What the step will ask of a value before it goes into a column."""
+        from runner.relational import written
+
+        asked = {
+            (number, name): written.misfit(self.sight.dialect.name, is_json=self.sight.is_json(into.table, name))
+            for number, into in enumerate(spec.into)
+            for name, value in into.values.items()
+            if not isinstance(value, Encrypted)
+        }
+        return {at: misfit for at, misfit in asked.items() if misfit is not None}
 
     def _survey(self, step: StepSpec, made: MapRows, mapper: Mapper) -> Surveyed:
         if step.name not in self.seen:
