@@ -36,22 +36,27 @@ demo-reembed: $(STAMP) ## give a small real knowledge base a better model while 
 demo-sql: $(STAMP) ## API keys in clear become encrypted credentials of 500 knowledge bases, and go back (about a minute)
 	$(BIN)/vecrun demo --sql
 
-# Three lanes at once, as much of the time is waiting; they end at about the same time
+# Four lanes at once, as much of the time is waiting
 PYTEST := $(BIN)/python -m pytest -q
 MODELS := $(wildcard tests/e2e/test_reembed*.py tests/e2e/test_batch_*.py) tests/e2e/test_marks.py tests/e2e/test_provider.py tests/e2e/test_readers.py
 BACKUPS := tests/e2e/test_backup_check.py tests/e2e/test_backup_folder.py
 PULLS := $(wildcard tests/e2e/test_ci_*.py) tests/e2e/test_html.py tests/e2e/test_lint.py tests/e2e/test_policies.py
-LANE1 := tests/e2e $(MODELS:%=--ignore=%) $(BACKUPS:%=--ignore=%) $(PULLS:%=--ignore=%)
-LANE2 := tests/faults $(MODELS) $(BACKUPS)
-LANE3 := $(filter-out tests/e2e tests/faults tests/__pycache__/ tests/e2e/ tests/faults/,$(wildcard tests/*/ tests/test_*.py)) $(PULLS)
+RELATIONS := $(wildcard tests/contract/test_relational*.py tests/contract/test_refusals.py tests/e2e/test_sql_*.py tests/faults/test_relational*.py) tests/e2e/test_shipped_credentials.py
+OTHERS := $(filter-out tests/e2e tests/faults tests/__pycache__/ tests/e2e/ tests/faults/,$(wildcard tests/*/ tests/test_*.py)) $(PULLS)
+LANE1 := tests/e2e $(MODELS:%=--ignore=%) $(BACKUPS:%=--ignore=%) $(PULLS:%=--ignore=%) $(RELATIONS:%=--ignore=%)
+LANE2 := tests/faults $(MODELS) $(BACKUPS) $(RELATIONS:%=--ignore=%)
+LANE3 := $(RELATIONS)
+LANE4 := $(OTHERS) $(RELATIONS:%=--ignore=%)
 
 test: $(STAMP) ## all tests but the long ones, on real stores that come from packages
 	@mkdir -p .pytest_cache; \
 	$(PYTEST) -o cache_dir=.pytest_cache/1 $(LANE1) > .pytest_cache/1.log 2>&1 & one=$$!; \
 	$(PYTEST) -o cache_dir=.pytest_cache/2 $(LANE2) > .pytest_cache/2.log 2>&1 & two=$$!; \
-	trap 'kill $$one $$two' INT TERM; \
-	$(PYTEST) $(LANE3); status=$$?; \
-	wait $$one || status=1; cat .pytest_cache/1.log; wait $$two || status=1; cat .pytest_cache/2.log; exit $$status
+	$(PYTEST) -o cache_dir=.pytest_cache/3 $(LANE3) > .pytest_cache/3.log 2>&1 & three=$$!; \
+	trap 'kill $$one $$two $$three' INT TERM; \
+	$(PYTEST) $(LANE4); status=$$?; \
+	wait $$one || status=1; cat .pytest_cache/1.log; wait $$two || status=1; cat .pytest_cache/2.log; \
+	wait $$three || status=1; cat .pytest_cache/3.log; exit $$status
 
 test-full: export VECRUN_TEST_FULL = 1
 test-full: test ## all tests, nothing left out (more kills, all of the contract on a Milvus server)
